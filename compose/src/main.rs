@@ -1,1 +1,75 @@
-fn main() {}
+//! `suture`: everything put together. One file a subcommand.
+
+mod bench;
+mod demo;
+mod ingest;
+mod logging;
+mod random;
+mod services;
+mod settings;
+mod topics;
+mod tx;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Makes one hospital event change several organisations' databases completely or not at all, over Kafka.
+///
+/// Begin with `suture demo`, which needs nothing but this program.
+#[derive(Parser)]
+#[command(version, max_term_width = 110)]
+struct Cli {
+    /// How logs are written.
+    #[arg(long, global = true, value_enum, default_value_t = logging::Format::Text)]
+    log_format: logging::Format,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show the whole thing at work on an embedded broker and three SQLite files.
+    Demo(demo::DemoArgs),
+    /// Run a coordinator: decide transactions.
+    Coordinator(services::ServiceArgs),
+    /// Turn upstream events into requests, or show what a rule makes of one.
+    Ingest(ingest::IngestArgs),
+    /// Run a participant: keep one database's part of every transaction.
+    Participant(services::ParticipantArgs),
+    /// Plan, create and check the protocol's topics.
+    Topics(topics::TopicsArgs),
+    /// Measure how fast a coordinator decides.
+    Bench(bench::BenchArgs),
+    /// Ask about transactions.
+    Tx(tx::TxArgs),
+}
+
+/// The configuration file.
+#[derive(clap::Args, Clone)]
+struct ConfigArg {
+    /// The configuration file.
+    #[arg(long, short, env = "SUTURE_CONFIG", default_value = "suture.toml")]
+    config: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let Cli { log_format, command } = Cli::parse();
+    let ended = match command {
+        Command::Demo(args) => demo::run(args, log_format),
+        Command::Coordinator(args) => services::coordinator(&args, log_format),
+        Command::Ingest(args) => ingest::run(args, log_format),
+        Command::Participant(args) => services::participant(&args, log_format),
+        Command::Bench(args) => bench::run(&args, log_format),
+        Command::Topics(args) => topics::run(&args),
+        Command::Tx(args) => tx::run(args),
+    };
+    match ended {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("suture: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,1 +1,13 @@
-//! suture-coordinator
+//! The coordinator's shell: Kafka in, the pure core of `suture-coordinator-core` in the middle, Kafka out.
+//!
+//! - [`ingest`]: turns upstream events into requests.
+//! - [`service`]: the coordinator. It owns shards, applies what it reads and appends what the core says.
+//! - `takeover`: where the owner of a shard starts to read.
+//! - `under_way`, `clock`: appends without a report yet, and the one place that reads clocks.
+
+pub mod ingest;
+pub mod service;
+
+mod clock;
+mod takeover;
+mod under_way;

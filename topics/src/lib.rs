@@ -1,1 +1,43 @@
-//! suture-topics
+//! The only door to Kafka: nobody else names librdkafka.
+//!
+//! A process that takes part in the protocol opens these clients, and no others:
+//!
+//! | client | job | thread |
+//! |---|---|---|
+//! | [`outbox::Outbox`] | every append | librdkafka's, and one that runs the delivery reports |
+//! | [`reader::Reader`] | every record that is read, from explicit offsets | one |
+//! | [`membership::Membership`] | which shards are ours; committing positions | two |
+//! | [`probe::Probe`] | ends of logs, topics and their ids | the caller's |
+//! | [`acks::GroupOffsets`] | another group's committed offsets, without joining it | the caller's |
+//!
+//! All of them are threads and bounded channels; nothing here is polled or dropped by a tokio worker. One mechanism reads
+//! (the reader), for owners, standbys and participants alike; the membership reads nothing.
+//!
+//! In reading order:
+//!
+//! - [`settings`]: the configuration and what it becomes for librdkafka;
+//! - [`failure`], [`record`]: what goes wrong, and what is read;
+//! - [`outbox`], [`reader`], [`membership`], [`probe`], [`acks`]: the clients;
+//! - [`plan`], [`admin`]: comparing topics with their declarations, and creating what is missing;
+//! - [`embedded`]: a broker in this process, for the demo and for fast tests;
+//! - `ffi`: the few calls that rdkafka does not wrap, and all of this crate's `unsafe`.
+//!
+//! Left out: Kafka transactions (two readers could take different first votes), KIP-848 groups, altering topics (an
+//! `alter` resets what is not named; the command is printed instead), schema registries.
+
+pub mod failure;
+pub mod record;
+pub mod settings;
+
+pub mod acks;
+pub mod membership;
+pub mod outbox;
+pub mod probe;
+pub mod reader;
+
+pub mod admin;
+pub mod plan;
+
+pub mod embedded;
+
+mod ffi;

@@ -1,1 +1,16 @@
-//! suture-coordinator-core
+//! The coordinator's judgement, without a clock, I/O or randomness.
+//!
+//! In reading order, along the way of one event:
+//!
+//! - [`ingest`]: an upstream event and declarative rules give a request, or a rejection;
+//! - [`shard`]: requests and votes give decisions;
+//! - [`transaction`]: one transaction and the table of its transitions;
+//! - [`early`]: votes that came before their requests;
+//! - [`positions`]: where another owner of a shard may start to read.
+
+pub mod ingest;
+pub mod shard;
+
+pub mod early;
+pub mod positions;
+pub mod transaction;

@@ -1,1 +1,24 @@
-//! suture-participants-core
+//! What a participant decides, without a database and without Kafka: records and ledger rows in, answers out.
+//!
+//! In reading order:
+//!
+//! - [`branch`]: the states of a branch, what each event does to them, and the rule of business keys;
+//! - [`gid`]: the name of a prepared branch in a database's own list;
+//! - [`operations`]: the named SQL templates of a participant's configuration, compiled and checked at start;
+//! - [`sql`]: from `:name` to the placeholders of a database;
+//! - [`values`]: from a payload's JSON to typed values;
+//! - [`progress`]: positions, which move only past what is done.
+//!
+//! Architecture invariant: nothing here reads a clock, a file or a socket. SQL passes through as text; who runs it, and
+//! what the ledger's tables look like, is the business of `suture-participants`.
+//!
+//! Left out: ordered keys (parking), inquiry, sweep, restore and purge.
+
+pub mod branch;
+pub mod gid;
+
+pub mod operations;
+pub mod sql;
+pub mod values;
+
+pub mod progress;

@@ -1,0 +1,110 @@
+//! `suture ingest` and `suture ingest explain`.
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::Subcommand;
+use suture_contract::keys::{HashKey, IdentityKey};
+use suture_contract::topic_map::DEFAULT_PARTITIONS;
+use suture_coordinator_core::ingest::Keys;
+use suture_coordinator_core::ingest::explain::explain;
+
+use crate::settings::Settings;
+use crate::{ConfigArg, logging, services};
+
+/// Arguments of `suture ingest`.
+#[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct IngestArgs {
+    #[command(subcommand)]
+    command: Option<IngestCommand>,
+    #[command(flatten)]
+    config: ConfigArg,
+}
+
+#[derive(Subcommand)]
+enum IngestCommand {
+    /// Show what the rules make of an event, without Kafka: the rule, the keys, what each participant gets, or why it
+    /// is rejected.
+    Explain(ExplainArgs),
+}
+
+#[derive(clap::Args)]
+struct ExplainArgs {
+    /// One event; `-` is standard input. In an .ndjson file each line is one.
+    file: PathBuf,
+    /// Only this line of an .ndjson file, from 1.
+    #[arg(long)]
+    line: Option<usize>,
+    /// One JSON object an event.
+    #[arg(long)]
+    json: bool,
+    /// The configuration file. Without one, the rules of the demo and a key that is no secret.
+    #[arg(long, short, env = "SUTURE_CONFIG")]
+    config: Option<PathBuf>,
+}
+
+/// Runs the service, or explains.
+pub fn run(args: IngestArgs, format: logging::Format) -> anyhow::Result<ExitCode> {
+    if let Some(IngestCommand::Explain(args)) = args.command {
+        return explain_file(&args);
+    }
+    let settings = Settings::load(&args.config.config)?;
+    let (rules, keys) = (settings.rules()?, settings.keys()?);
+    logging::start(format, "info");
+    services::block_on(async {
+        let shutdown = services::signalled()?;
+        suture_coordinator::ingest::run(settings.kafka, Arc::new(rules), keys, Arc::default(), shutdown).await?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+fn explain_file(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
+    let (rules, keys, shards) = match &args.config {
+        Some(file) => {
+            let settings = Settings::load(file)?;
+            (settings.rules()?, settings.keys()?, settings.kafka.partitions)
+        }
+        None => {
+            eprintln!("suture: no --config: these are the demo's rules, with keys that are no secret");
+            (crate::demo::demo_rules()?, example_keys()?, DEFAULT_PARTITIONS)
+        }
+    };
+    let mut bytes = Vec::new();
+    let place = args.file.display();
+    if args.file.as_os_str() == "-" {
+        std::io::stdin().read_to_end(&mut bytes).context("reading standard input")?;
+    } else {
+        bytes = std::fs::read(&args.file).with_context(|| format!("{place}: cannot be read; check the path"))?;
+    }
+    let is_lines = args.line.is_some() || args.file.extension().is_some_and(|extension| extension == "ndjson");
+    let events: Vec<(usize, &[u8])> = match is_lines {
+        true => bytes.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty()).collect(),
+        false => vec![(0, bytes.as_slice())],
+    };
+    let mut explained = 0;
+    for (index, event) in events.into_iter().filter(|(index, _)| args.line.is_none_or(|line| line == index + 1)) {
+        let explanation = explain(&rules, &keys, shards, Some(event));
+        if args.json {
+            println!("{}", explanation.to_json());
+        } else {
+            if is_lines {
+                println!("# line {}", index + 1);
+            }
+            println!("{}", explanation.to_text());
+        }
+        explained += 1;
+    }
+    if explained == 0 {
+        anyhow::bail!("{place}: there is no such line");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn example_keys() -> anyhow::Result<Keys> {
+    let secret = b"an example, and no secret";
+    Ok(Keys { identity: IdentityKey::new(secret)?, hash: HashKey::new("example".parse()?, secret)? })
+}

@@ -1,0 +1,101 @@
+//! `suture coordinator` and `suture participant`: configuration, log, service, signal, drain.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use suture_participants::config::ParticipantConfig;
+use suture_participants::opened::OpenedResource;
+use suture_topics::settings::KafkaSettings;
+use tokio::sync::watch;
+
+use crate::ConfigArg;
+use crate::logging;
+use crate::settings::Settings;
+
+/// Arguments of a service.
+#[derive(clap::Args)]
+pub struct ServiceArgs {
+    #[command(flatten)]
+    config: ConfigArg,
+}
+
+/// Arguments of `suture participant`.
+#[derive(clap::Args)]
+pub struct ParticipantArgs {
+    /// Which of the configured participants.
+    name: String,
+    /// Create the business tables from the participant's `schema_file` where they are missing.
+    #[arg(long)]
+    create_tables: bool,
+    #[command(flatten)]
+    config: ConfigArg,
+}
+
+/// `suture coordinator`.
+pub fn coordinator(args: &ServiceArgs, format: logging::Format) -> anyhow::Result<ExitCode> {
+    let settings = Settings::load(&args.config.config)?;
+    logging::start(format, "info");
+    // A participant without topics is no reason to stop: its transactions abort, and say so.
+    crate::topics::refuse_unsafe(&settings.kafka, &settings.participant_names()?)?;
+    block_on(async {
+        let shutdown = signalled()?;
+        suture_coordinator::service::run(settings.kafka, settings.coordinator, shutdown).await?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// `suture participant <name>`.
+pub fn participant(args: &ParticipantArgs, format: logging::Format) -> anyhow::Result<ExitCode> {
+    let settings = Settings::load(&args.config.config)?;
+    let participant = settings.participant(&args.name)?;
+    let fingerprint = settings.identity_key()?.map(|key| key.fingerprint());
+    logging::start(format, "info");
+    block_on(async {
+        let shutdown = signalled()?;
+        run_participant(settings.kafka, participant, fingerprint, args.create_tables, shutdown).await?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// Opens the participant's database and serves it.
+async fn run_participant(
+    kafka: KafkaSettings,
+    participant: ParticipantConfig,
+    identity_fingerprint: Option<String>,
+    create_tables: bool,
+    shutdown: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
+    let opening = participant.opening(&kafka.prefix, identity_fingerprint, create_tables)?;
+    let resource = OpenedResource::open(&participant, opening)
+        .await
+        .with_context(|| format!("the database of {}", participant.name))?;
+    suture_participants::service::run(&kafka, &participant.name, Arc::new(resource), shutdown).await?;
+    Ok(())
+}
+
+/// Runs a service to its end on a runtime of its own.
+pub fn block_on<T>(service: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?.block_on(service)
+}
+
+/// Turns true at SIGTERM or SIGINT: the service drains. A second signal ends the process at once.
+pub fn signalled() -> anyhow::Result<watch::Receiver<bool>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (stop, stopped) = watch::channel(false);
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::spawn(async move {
+        let mut next = async || {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        next().await;
+        // The service may have ended by itself.
+        let _ = stop.send(true);
+        next().await;
+        std::process::exit(130);
+    });
+    Ok(stopped)
+}

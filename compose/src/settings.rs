@@ -1,0 +1,213 @@
+//! The configuration: defaults, then a TOML file, then the environment; checked before the first connection.
+//!
+//! ```toml
+//! [kafka]                                   # see suture_topics::settings
+//! bootstrap = "kafka-1:9092,kafka-2:9092,kafka-3:9092"
+//! prefix = "suture"
+//! [kafka.properties]                        # handed to librdkafka as it is
+//! "security.protocol" = "SASL_SSL"
+//!
+//! [keys]                                    # of ingest; participants check the identity key's fingerprint if they have it
+//! identity_file = "/etc/suture/identity.key"
+//! hash_id = "k1"
+//! hash_file = "/etc/suture/hash.key"
+//!
+//! [ingest]
+//! rules = "rules.toml"
+//!
+//! [coordinator]                             # see suture_coordinator::service
+//! window = 50000
+//!
+//! [participants]
+//! hospital = "participants/hospital.postgres.toml"
+//! ```
+//!
+//! Paths in the file start at the file's folder. In the environment a key is written with two underscores between its
+//! parts: `SUTURE__KAFKA__BOOTSTRAP`, `SUTURE__KEYS__IDENTITY`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use serde::Deserialize;
+use suture_contract::ids::{KeyId, Participant};
+use suture_contract::keys::{HashKey, IdentityKey, MIN_SECRET_BYTES};
+use suture_coordinator::service::CoordinatorSettings;
+use suture_coordinator_core::ingest::Keys;
+use suture_coordinator_core::ingest::rules::Rules;
+use suture_participants::config::ParticipantConfig;
+use suture_topics::settings::KafkaSettings;
+
+/// A whole configuration file. Each command takes the sections that it needs.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// How to reach Kafka.
+    pub kafka: KafkaSettings,
+    /// The keys.
+    #[serde(default)]
+    keys: KeySettings,
+    /// Ingest.
+    #[serde(default)]
+    ingest: IngestSettings,
+    /// The coordinator.
+    #[serde(default)]
+    pub coordinator: CoordinatorSettings,
+    /// Each participant's own file.
+    #[serde(default)]
+    participants: BTreeMap<String, PathBuf>,
+    /// Where the file is.
+    #[serde(skip)]
+    file: PathBuf,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeySettings {
+    identity: Option<String>,
+    identity_file: Option<PathBuf>,
+    hash_id: Option<String>,
+    hash: Option<String>,
+    hash_file: Option<PathBuf>,
+}
+
+/// Shows where the secrets come from, and never them.
+impl std::fmt::Debug for KeySettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { identity_file, hash_id, hash_file, .. } = self;
+        f.debug_struct("KeySettings")
+            .field("identity_file", identity_file)
+            .field("hash_id", hash_id)
+            .field("hash_file", hash_file)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct IngestSettings {
+    rules: Option<PathBuf>,
+}
+
+impl Settings {
+    /// Reads the file and the environment, and checks what can be checked without a connection.
+    pub fn load(file: &Path) -> anyhow::Result<Self> {
+        if !file.is_file() {
+            bail!("{}: there is no such file; name the configuration with --config FILE", file.display());
+        }
+        let read = config::Config::builder()
+            .add_source(config::File::from(file).format(config::FileFormat::Toml))
+            .add_source(config::Environment::with_prefix("SUTURE").prefix_separator("__").separator("__"))
+            .build()
+            .and_then(config::Config::try_deserialize::<Self>);
+        let mut settings =
+            read.with_context(|| format!("{}: correct this, or the SUTURE__... variable", file.display()))?;
+        settings.file = file.to_path_buf();
+        settings.kafka.check().with_context(|| file.display().to_string())?;
+        Ok(settings)
+    }
+
+    /// The key that makes business keys and pseudonyms, if it is configured.
+    pub fn identity_key(&self) -> anyhow::Result<Option<IdentityKey>> {
+        let KeySettings { identity, identity_file, .. } = &self.keys;
+        let Some(secret) = self.secret("keys.identity", identity.as_deref(), identity_file.as_deref())? else {
+            return Ok(None);
+        };
+        let key = IdentityKey::new(secret.as_bytes()).map_err(|_| self.too_short("keys.identity"))?;
+        Ok(Some(key))
+    }
+
+    /// Both keys; ingest cannot do without.
+    pub fn keys(&self) -> anyhow::Result<Keys> {
+        let at = |key: &str| format!("{}: {key}", self.file.display());
+        let identity = self.identity_key()?.with_context(|| {
+            format!(
+                "{} is missing; give keys.identity_file, the path of a file with at least 16 secret bytes",
+                at("keys.identity")
+            )
+        })?;
+        let KeySettings { hash_id, hash, hash_file, .. } = &self.keys;
+        let secret = self.secret("keys.hash", hash.as_deref(), hash_file.as_deref())?.with_context(|| {
+            format!(
+                "{} is missing; give keys.hash_file, the path of a file with at least 16 secret bytes",
+                at("keys.hash")
+            )
+        })?;
+        let id: KeyId = hash_id.as_deref().unwrap_or("k1").parse().with_context(|| at("keys.hash_id"))?;
+        let hash = HashKey::new(id, secret.as_bytes()).map_err(|_| self.too_short("keys.hash"))?;
+        Ok(Keys { identity, hash })
+    }
+
+    /// The compiled rules of ingest.
+    pub fn rules(&self) -> anyhow::Result<Rules> {
+        let Some(rules) = &self.ingest.rules else {
+            bail!("{}: ingest.rules is missing; give the path of a file with [[rule]] tables", self.file.display());
+        };
+        load_rules(&self.beside(rules))
+    }
+
+    /// A participant's own configuration.
+    pub fn participant(&self, name: &str) -> anyhow::Result<ParticipantConfig> {
+        let Some(path) = self.participants.get(name) else {
+            let known: Vec<_> = self.participants.keys().map(String::as_str).collect();
+            bail!(
+                "{}: participants.{name} is missing; give the path of its file (configured are: {})",
+                self.file.display(),
+                if known.is_empty() { "none".to_string() } else { known.join(", ") }
+            );
+        };
+        let path = self.beside(path);
+        let config = ParticipantConfig::load(&path)?;
+        if config.name.as_str() != name {
+            bail!("{}: name is {}, but {} calls it {name}", path.display(), config.name, self.file.display());
+        }
+        Ok(config)
+    }
+
+    /// The participants that this file knows: those with a file of their own and those that a rule names.
+    pub fn participant_names(&self) -> anyhow::Result<Vec<Participant>> {
+        let mut names = Vec::new();
+        for name in self.participants.keys() {
+            let name: Participant =
+                name.parse().with_context(|| format!("{}: participants.{name}", self.file.display()))?;
+            names.push(name);
+        }
+        if self.ingest.rules.is_some() {
+            names.extend(self.rules()?.participants().into_iter().cloned());
+        }
+        names.sort();
+        names.dedup();
+        Ok(names)
+    }
+
+    fn secret(&self, key: &str, given: Option<&str>, file: Option<&Path>) -> anyhow::Result<Option<String>> {
+        match (given, file) {
+            (None, None) => Ok(None),
+            (Some(_), Some(_)) => bail!("{}: {key} and {key}_file are both given; keep one", self.file.display()),
+            (Some(secret), None) => Ok(Some(secret.to_string())),
+            (None, Some(path)) => {
+                let path = self.beside(path);
+                let secret = std::fs::read_to_string(&path).with_context(|| {
+                    let (file, path) = (self.file.display(), path.display());
+                    format!("{file}: {key}_file: {path} cannot be read; make it with `head -c 32 /dev/urandom | base64 > {path}`")
+                })?;
+                Ok(Some(secret.trim().to_string()))
+            }
+        }
+    }
+
+    fn too_short(&self, key: &str) -> anyhow::Error {
+        anyhow::anyhow!("{}: {key} must have at least {MIN_SECRET_BYTES} bytes", self.file.display())
+    }
+
+    fn beside(&self, path: &Path) -> PathBuf {
+        self.file.parent().unwrap_or(Path::new("")).join(path)
+    }
+}
+
+/// Reads and compiles a file of rules.
+pub fn load_rules(file: &Path) -> anyhow::Result<Rules> {
+    let text =
+        std::fs::read_to_string(file).with_context(|| format!("{}: cannot be read; check the path", file.display()))?;
+    Rules::parse(&text).with_context(|| file.display().to_string())
+}

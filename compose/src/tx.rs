@@ -1,0 +1,356 @@
+//! `suture tx show`: the whole story of one transaction, from the logs alone.
+//!
+//! ```text
+//!   txid                  names the request's place: its partition holds everything else
+//!   topic/partition/offset   of an upstream event: the request that has it as its source
+//!   --case NUMBER         through the identity key to the business keys of the case: every request of them
+//! ```
+//!
+//! It reads each partition from its start (or from the request's time) to the end that it has now, and nothing else: it
+//! joins no group and commits nothing. Payloads are never printed.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::Subcommand;
+use suture_contract::codec::{self, RequestsRecord};
+use suture_contract::ids::{Origin, Participant, Shard, Txid};
+use suture_contract::messages::{Ballot, Decision, Outcome, Prepare, Request, Verdict, Vote, Voter};
+use suture_contract::topic_map::{Topic, participant_group};
+use suture_topics::acks::GroupOffsets;
+use suture_topics::probe::Probe;
+use suture_topics::reader::{Reader, ReaderEvent};
+use suture_topics::record::Record;
+use suture_topics::settings::KafkaSettings;
+use tokio::sync::mpsc;
+
+use crate::ConfigArg;
+use crate::settings::Settings;
+
+/// Arguments of `suture tx`.
+#[derive(clap::Args)]
+pub struct TxArgs {
+    #[command(subcommand)]
+    command: TxCommand,
+}
+
+#[derive(Subcommand)]
+enum TxCommand {
+    /// Tell the whole story of a transaction: request, prepares, votes, decision, who has applied it.
+    Show(ShowArgs),
+}
+
+#[derive(clap::Args)]
+struct ShowArgs {
+    /// A txid (k3f9q-3-1042), or an upstream event as topic/partition/offset.
+    #[arg(required_unless_present = "case")]
+    what: Option<String>,
+    /// A case number, as the event says it. Needs the identity key and the rules.
+    #[arg(long, conflicts_with = "what", value_name = "NUMBER")]
+    case: Option<String>,
+    #[command(flatten)]
+    config: ConfigArg,
+}
+
+/// Shows. The exit code is 1 if there is no such transaction.
+pub fn run(args: TxArgs) -> anyhow::Result<ExitCode> {
+    let TxCommand::Show(args) = args.command;
+    let settings = Settings::load(&args.config.config)?;
+    let mut logs = Logs::open(&settings.kafka)?;
+    let wanted = match (&args.what, &args.case) {
+        (_, Some(case)) => {
+            let Some(identity) = settings.identity_key()? else {
+                bail!("a case number is found through the identity key: configure keys.identity_file");
+            };
+            let prefixes = settings.rules()?.business_key_prefixes(&identity, case);
+            logs.requests(|request| prefixes.iter().any(|prefix| request.business_key.as_str().starts_with(prefix)))?
+        }
+        (Some(what), None) => match (what.parse::<Txid>(), what.parse::<Origin>()) {
+            (Ok(txid), _) => logs.request(txid)?.into_iter().collect(),
+            (_, Ok(origin)) => logs.requests(|request| request.source.as_ref() == Some(&origin))?,
+            (Err(_), Err(_)) => bail!("{what}: neither a txid (k3f9q-3-1042) nor topic/partition/offset"),
+        },
+        (None, None) => bail!("name a transaction"),
+    };
+    if wanted.is_empty() {
+        println!("no such transaction is in the requests topic (its records may have left it by age)");
+        return Ok(ExitCode::FAILURE);
+    }
+    for (txid, at_ms, request) in wanted {
+        logs.tell(txid, at_ms, &request)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Reads partitions from somewhere to the end that they have now.
+struct Logs {
+    kafka: KafkaSettings,
+    probe: Probe,
+    reader: Reader,
+    events: mpsc::Receiver<ReaderEvent>,
+    log: suture_contract::ids::LogLetters,
+}
+
+type Found = (Txid, Option<i64>, Request);
+
+impl Logs {
+    fn open(kafka: &KafkaSettings) -> anyhow::Result<Self> {
+        let probe = Probe::start(kafka)?;
+        let log = probe.letters(&Topic::Requests.name(&kafka.prefix))?;
+        let (post, events) = mpsc::channel(16);
+        let reader = Reader::start(kafka, &format!("{}.tx", kafka.prefix), post)?;
+        Ok(Self { kafka: kafka.clone(), probe, reader, events, log })
+    }
+
+    /// The request of a txid.
+    fn request(&mut self, txid: Txid) -> anyhow::Result<Option<Found>> {
+        if txid.log != self.log {
+            bail!(
+                "{txid} is of another requests topic than the one that is there now, whose transactions begin with {}",
+                self.log
+            );
+        }
+        let mut found = None;
+        self.read(&Topic::Requests, txid.shard, txid.offset, |record| {
+            found = as_request(txid.log, record);
+            // One record is enough.
+            false
+        })?;
+        Ok(found.filter(|(at, ..)| *at == txid))
+    }
+
+    /// All requests of all shards that are wanted.
+    fn requests(&mut self, wanted: impl Fn(&Request) -> bool) -> anyhow::Result<Vec<Found>> {
+        let (log, mut found) = (self.log, Vec::new());
+        for shard in (0..self.kafka.partitions).map(Shard) {
+            self.read(&Topic::Requests, shard, 0, |record| {
+                found.extend(as_request(log, record).filter(|(_, _, request)| wanted(request)));
+                true
+            })?;
+        }
+        Ok(found)
+    }
+
+    fn tell(&mut self, txid: Txid, at_ms: Option<i64>, request: &Request) -> anyhow::Result<()> {
+        let shard = txid.shard;
+        let named: Vec<&Participant> = request.branches.iter().map(|branch| &branch.participant).collect();
+        println!("transaction {txid}");
+        println!("  business key  {} (attempt {})", request.business_key, request.attempt.number());
+        println!("  rule          {}", request.rule);
+        if let Some(source) = &request.source {
+            println!("  source        {source}");
+        }
+        println!("  hash          {}", request.hash);
+        println!("  request       {}/{shard}/{}{}", self.name(&Topic::Requests), txid.offset, at(at_ms));
+        let key = txid.to_string();
+        let mine = |record: &Record| record.key.as_deref() == Some(key.as_bytes());
+        for participant in &named {
+            let topic = Topic::Prepare((*participant).clone());
+            let mut lines = Vec::new();
+            self.read_since(&topic, shard, at_ms, |record| {
+                if mine(record)
+                    && let Ok(prepare) = codec::decode::<Prepare>(value(record))
+                {
+                    lines.push(format!("{} at offset {}{}", prepare.operation, record.offset, at(record.timestamp_ms)));
+                }
+            })?;
+            print_lines(&format!("prepare {participant}"), &lines, "not sent");
+        }
+        let mut registers = BTreeMap::new();
+        for participant in &named {
+            let topic = Topic::Votes((*participant).clone());
+            let mut lines = Vec::new();
+            self.read_since(&topic, shard, at_ms, |record| {
+                if !mine(record) {
+                    return;
+                }
+                let Ok(vote) = codec::decode::<Vote>(value(record)) else { return };
+                let counts = vote.txid == txid && vote.participant == **participant && vote.hash == request.hash;
+                let is_first = counts && !registers.contains_key(*participant);
+                if is_first {
+                    registers.insert((*participant).clone(), vote.vote);
+                }
+                lines.push(format!(
+                    "{}{}",
+                    describe(&vote, record),
+                    if is_first { "" } else { "  (void: not the first)" }
+                ));
+            })?;
+            print_lines(&format!("vote {participant}"), &lines, "none yet");
+        }
+        let mut last_copy = None;
+        let mut lines = Vec::new();
+        self.read_since(&Topic::Decisions, shard, at_ms, |record| {
+            if mine(record)
+                && let Ok(decision) = codec::decode::<Decision>(value(record))
+            {
+                last_copy = Some(record.offset);
+                let verdict = verdict(decision.outcome);
+                lines.push(format!("{verdict} at offset {}{}", record.offset, at(record.timestamp_ms)));
+            }
+        })?;
+        print_lines("decision", &lines, "none yet");
+        let mut lines = Vec::new();
+        self.read_since(&Topic::Outcomes, shard, at_ms, |record| {
+            if let Ok(outcome) = codec::decode::<Outcome>(value(record))
+                && outcome.txid == txid
+            {
+                lines.push(story(&outcome, record));
+            }
+        })?;
+        print_lines("outcome", &lines, "none yet");
+        let decisions = self.name(&Topic::Decisions);
+        let mut acks = GroupOffsets::new(&self.kafka);
+        for participant in named {
+            let group = participant_group(&self.kafka.prefix, participant);
+            let committed = acks.committed(&group, &[(&decisions, shard.partition())])?.into_iter().next().flatten();
+            let line = match (last_copy, committed) {
+                (None, _) => "nothing to apply yet".to_string(),
+                (Some(_), None) => "unknown: the group has committed nothing".to_string(),
+                (Some(copy), Some(committed)) if committed.offset <= copy => {
+                    format!("not yet: its offset is {}, the decision's {copy}", committed.offset)
+                }
+                (Some(_), Some(committed)) if committed.metadata.is_empty() => {
+                    "unknown: the group's offset was set by hand".to_string()
+                }
+                (Some(_), Some(committed)) => format!("applied (ledger {})", committed.metadata),
+            };
+            print_lines(&format!("applied {participant}"), &[line], "");
+        }
+        println!();
+        Ok(())
+    }
+
+    /// Reads from the first record that is not older than a time (all, if the broker cannot tell).
+    fn read_since(
+        &mut self,
+        topic: &Topic,
+        shard: Shard,
+        since_ms: Option<i64>,
+        mut each: impl FnMut(&Record),
+    ) -> anyhow::Result<()> {
+        let name = self.name(topic);
+        let from = match since_ms {
+            Some(since_ms) => self
+                .probe
+                .offsets_for_time(&name, self.kafka.partitions, since_ms)
+                .ok()
+                .and_then(|offsets| offsets.get(usize::from(shard.0)).copied().flatten()),
+            None => None,
+        };
+        self.read(topic, shard, from.unwrap_or(0), |record| {
+            each(record);
+            true
+        })
+    }
+
+    /// Reads from an offset, or from the log's start if that is later, as long as `each` says true.
+    fn read(
+        &mut self,
+        topic: &Topic,
+        shard: Shard,
+        from: u64,
+        mut each: impl FnMut(&Record) -> bool,
+    ) -> anyhow::Result<()> {
+        let (name, partition) = (self.name(topic), shard.partition());
+        if !self.probe.topics()?.contains_key(&name) {
+            return Ok(());
+        }
+        let (start, end) = self.probe.watermarks(&name, partition)?;
+        let from = from.max(start);
+        if from >= end {
+            return Ok(());
+        }
+        self.reader.add(&[(&name, partition, from)]);
+        let mut positioned = false;
+        'reading: loop {
+            match self.events.blocking_recv().context("the reading thread has ended")? {
+                ReaderEvent::Positioned { topic, partition: of, offset } => {
+                    positioned |= *topic == *name && of == partition && offset == from;
+                }
+                ReaderEvent::Records(records) if positioned => {
+                    for record in
+                        records.iter().filter(|record| *record.topic == *name && record.partition == partition)
+                    {
+                        if !each(record) || record.offset + 1 >= end {
+                            break 'reading;
+                        }
+                    }
+                }
+                ReaderEvent::Records(_) => {}
+                ReaderEvent::OutOfRange { .. } => bail!("{name}/{partition} was trimmed while it was read; ask again"),
+                ReaderEvent::Failed(failure) if failure.is_fatal() => return Err(failure.into()),
+                ReaderEvent::Failed(_) => {}
+            }
+        }
+        self.reader.remove(&[(&name, partition)]);
+        Ok(())
+    }
+
+    fn name(&self, topic: &Topic) -> String {
+        topic.name(&self.kafka.prefix)
+    }
+}
+
+fn as_request(log: suture_contract::ids::LogLetters, record: &Record) -> Option<Found> {
+    let shard = Shard::of_partition(record.partition)?;
+    match codec::decode_requests_record(value(record)) {
+        Ok(RequestsRecord::Request(request)) => {
+            Some((Txid { log, shard, offset: record.offset }, record.timestamp_ms, request))
+        }
+        Ok(RequestsRecord::Cancel(_)) | Err(_) => None,
+    }
+}
+
+fn value(record: &Record) -> &[u8] {
+    record.value.as_deref().unwrap_or_default()
+}
+
+fn describe(vote: &Vote, record: &Record) -> String {
+    let ballot = match vote.vote {
+        Ballot::Yes => "yes",
+        Ballot::No => "no",
+    };
+    let by = match vote.by {
+        Voter::Participant => "",
+        Voter::Coordinator => ", in its place by the coordinator",
+    };
+    let code = vote.code.as_ref().map(|code| format!(" {code}")).unwrap_or_default();
+    let duplicate_of = vote.duplicate_of.map(|txid| format!(" of {txid}")).unwrap_or_default();
+    format!("{ballot}{code}{duplicate_of}{by} at offset {}{}", record.offset, at(record.timestamp_ms))
+}
+
+fn story(outcome: &Outcome, record: &Record) -> String {
+    let reasons: Vec<_> = outcome
+        .votes
+        .iter()
+        .filter_map(|view| view.code.as_ref().map(|code| format!("{} {code}", view.participant)))
+        .collect();
+    let reasons = if reasons.is_empty() { String::new() } else { format!(" ({})", reasons.join(", ")) };
+    let retryable = if outcome.retryable { ", may be asked for again" } else { "" };
+    format!("{}{reasons}{retryable} at offset {}{}", verdict(outcome.outcome), record.offset, at(record.timestamp_ms))
+}
+
+fn verdict(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Commit => "commit",
+        Verdict::Abort => "abort",
+    }
+}
+
+fn at(timestamp_ms: Option<i64>) -> String {
+    let time =
+        timestamp_ms.and_then(|ms| time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).ok());
+    let text = time.and_then(|time| time.format(&time::format_description::well_known::Rfc3339).ok());
+    text.map(|text| format!(", {text}")).unwrap_or_default()
+}
+
+fn print_lines(name: &str, lines: &[String], without: &str) {
+    if lines.is_empty() {
+        println!("  {name:<22}{without}");
+    }
+    for (index, line) in lines.iter().enumerate() {
+        println!("  {:<22}{line}", if index == 0 { name } else { "" });
+    }
+}

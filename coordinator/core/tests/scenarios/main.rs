@@ -1,0 +1,5 @@
+//! Stories as text, one file each (`*.txt` beside this file), and random interleavings of the same pieces.
+
+mod interleavings;
+mod script;
+mod world;

@@ -1,0 +1,529 @@
+//! The ingest service: upstream events in, requests and rejections out.
+//!
+//! ```text
+//!   upstream topic -> Reader -> core::ingest::map (PURE) -> suture.requests, or suture.rejected, or nothing
+//!                                                              | acknowledged, or nothing to write
+//!                                                              v
+//!                               the group's offset: the lowest event that is not done
+//! ```
+//!
+//! An event is done when its request or rejection is acknowledged, or when no rule matches it. After a crash what was not
+//! done is read again; a request that was written twice costs a `duplicate`, which the ledgers settle.
+//!
+//! Left out: driving aborted requests again, HL7 v2, CDC, CloudEvents.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use suture_contract::codec::{Message, encode};
+use suture_contract::ids::Origin;
+use suture_contract::messages::{Rejection, Request};
+use suture_contract::partitioner::shard_of;
+use suture_contract::topic_map::{Topic, ingest_group};
+use suture_coordinator_core::ingest::rules::Rules;
+use suture_coordinator_core::ingest::{Event, Keys, Mapped, map};
+use suture_topics::failure::KafkaFailure;
+use suture_topics::membership::{Commit, CommitError, Committing, MemberEvent, Membership};
+use suture_topics::outbox::{Delivery, Failure, Outbox};
+use suture_topics::probe::Probe;
+use suture_topics::reader::{Reader, ReaderEvent};
+use suture_topics::record::Record;
+use suture_topics::settings::KafkaSettings;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+use crate::clock;
+use crate::under_way::UnderWay;
+
+/// What ingest has done since it started. Shared with whoever shows progress.
+#[derive(Debug, Default)]
+#[expect(missing_docs)]
+pub struct IngestCounts {
+    pub read: AtomicU64,
+    pub requested: AtomicU64,
+    pub rejected: AtomicU64,
+    pub ignored: AtomicU64,
+}
+
+/// Why ingest ended otherwise than by a signal.
+#[derive(Debug, thiserror::Error)]
+pub enum IngestFailure {
+    /// Kafka.
+    #[error(transparent)]
+    Kafka(#[from] KafkaFailure),
+    /// A topic is not there.
+    #[error("the topic {topic} does not exist: {remedy}")]
+    MissingTopic {
+        /// Its full name.
+        topic: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// The broker refuses a rejection, the last thing that can be said of an event.
+    #[error("the broker refuses the rejection of {origin}: {reason}; check ingest's right to write {topic}")]
+    RejectionRefused {
+        /// Which event.
+        origin: Origin,
+        /// What the broker says.
+        reason: String,
+        /// The topic of rejections.
+        topic: String,
+    },
+    /// A client thread went away.
+    #[error("the Kafka client threads ended unexpectedly")]
+    ClientGone,
+}
+
+/// Most appends under way: beyond it nothing more is read.
+const MAX_UNDER_WAY: usize = 2_000;
+/// A failed append waits this long before it is sent again.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// How often offsets are committed and retries are looked at.
+const TICK: Duration = Duration::from_millis(100);
+/// How often the summary line is logged.
+const SUMMARY: Duration = Duration::from_secs(60);
+/// How long a shutdown waits.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Runs until `shutdown` turns true or its sender is dropped.
+///
+/// # Errors
+/// What cannot pass by itself: missing topics, rights. A restart goes on where this left off.
+pub async fn run(
+    kafka: KafkaSettings,
+    rules: Arc<Rules>,
+    keys: Keys,
+    counts: Arc<IngestCounts>,
+    mut shutdown: watch::Receiver<bool>,
+) -> Result<(), IngestFailure> {
+    let mut ingest = Ingest::start(kafka, rules, keys, counts).await?;
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut reports = Vec::new();
+    loop {
+        let room = ingest.under_way.len() < MAX_UNDER_WAY;
+        tokio::select! {
+            count = ingest.deliveries.recv_many(&mut reports, 4_096) => {
+                if count == 0 { return Err(IngestFailure::ClientGone) }
+                for report in reports.drain(..) { ingest.on_delivery(report)? }
+            }
+            event = ingest.reader_events.recv(), if room => ingest.on_reader(event.ok_or(IngestFailure::ClientGone)?)?,
+            event = ingest.member_events.recv() => ingest.on_member(event.ok_or(IngestFailure::ClientGone)?)?,
+            Some((topic, partition, start)) = ingest.starts.recv() => ingest.on_start(topic, partition, start)?,
+            answer = answered(&mut ingest.committing) => {
+                ingest.committing = None;
+                if let Err(failure) = answer { warn!(%failure, "offsets were not committed; the next commit says the same") }
+            }
+            _ = tick.tick() => ingest.on_tick(),
+            _ = shutdown.wait_for(|stop| *stop) => break,
+        }
+    }
+    ingest.drain().await
+}
+
+async fn answered(committing: &mut Option<Committing>) -> Result<(), CommitError> {
+    match committing {
+        Some(committing) => committing.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Where reading of a partition starts: (offset, whether events below it are gone).
+type Start = Result<(u64, bool), KafkaFailure>;
+
+/// One upstream partition.
+struct Partition {
+    next: u64,
+    /// The reader has begun at the offset it was told; records until then are older ones.
+    positioned: bool,
+    /// Read and not done.
+    pending: BTreeSet<u64>,
+    committed: Option<u64>,
+}
+
+/// One append, kept until it is acknowledged.
+struct Append {
+    origin: Origin,
+    topic: Topic,
+    partition: i32,
+    key: String,
+    value: Vec<u8>,
+    kind: &'static str,
+    traceparent: Option<String>,
+}
+
+struct Ingest {
+    kafka: KafkaSettings,
+    rules: Arc<Rules>,
+    keys: Keys,
+    counts: Arc<IngestCounts>,
+
+    outbox: Outbox,
+    reader: Reader,
+    membership: Arc<Membership>,
+    probe: Arc<Probe>,
+    deliveries: mpsc::UnboundedReceiver<Delivery>,
+    reader_events: mpsc::Receiver<ReaderEvent>,
+    member_events: mpsc::Receiver<MemberEvent>,
+    starts: mpsc::UnboundedReceiver<(String, i32, Start)>,
+    post_start: mpsc::UnboundedSender<(String, i32, Start)>,
+
+    starting: BTreeSet<(String, i32)>,
+    partitions: BTreeMap<(String, i32), Partition>,
+    under_way: UnderWay<Append>,
+    retries: VecDeque<(Instant, Append)>,
+    committing: Option<Committing>,
+    last_summary: Instant,
+}
+
+impl Ingest {
+    async fn start(
+        kafka: KafkaSettings,
+        rules: Arc<Rules>,
+        keys: Keys,
+        counts: Arc<IngestCounts>,
+    ) -> Result<Self, IngestFailure> {
+        let (post_delivery, deliveries) = mpsc::unbounded_channel();
+        let (post_reader, reader_events) = mpsc::channel(16);
+        let (post_member, member_events) = mpsc::channel(16);
+        let (post_start, starts) = mpsc::unbounded_channel();
+        let upstream: Vec<String> = rules.topics().into_iter().map(str::to_string).collect();
+        let started = tokio::task::spawn_blocking(move || -> Result<_, IngestFailure> {
+            let probe = Probe::start(&kafka)?;
+            let topics = probe.topics()?;
+            let missing = |name: &String| !topics.contains_key(name);
+            if let Some(topic) = upstream.iter().find(|name| missing(name)).cloned() {
+                let remedy = "it is an upstream topic that a rule reads; create it, or correct `upstream` in the rules";
+                return Err(IngestFailure::MissingTopic { topic, remedy });
+            }
+            for topic in [Topic::Requests, Topic::Rejected].map(|topic| topic.name(&kafka.prefix)) {
+                if missing(&topic) {
+                    let remedy = "create the topics with `suture topics apply`";
+                    return Err(IngestFailure::MissingTopic { topic, remedy });
+                }
+            }
+            let group = ingest_group(&kafka.prefix);
+            let outbox = Outbox::start(&kafka, "ingest", move |delivery| {
+                // The receiver goes away only with the whole service.
+                let _ = post_delivery.send(delivery);
+            })?;
+            let reader = Reader::start(&kafka, &group, post_reader)?;
+            let membership = Membership::start(&kafka, &group, &upstream, post_member)?;
+            Ok((kafka, upstream, probe, outbox, reader, membership))
+        });
+        let (kafka, upstream, probe, outbox, reader, membership) =
+            started.await.map_err(|_| IngestFailure::ClientGone)??;
+        info!(prefix = %kafka.prefix, bootstrap = %kafka.bootstrap, upstream = upstream.join(","), "ingest started");
+        Ok(Self {
+            kafka,
+            rules,
+            keys,
+            counts,
+            outbox,
+            reader,
+            membership: Arc::new(membership),
+            probe: Arc::new(probe),
+            deliveries,
+            reader_events,
+            member_events,
+            starts,
+            post_start,
+            starting: BTreeSet::new(),
+            partitions: BTreeMap::new(),
+            under_way: UnderWay::default(),
+            retries: VecDeque::new(),
+            committing: None,
+            last_summary: clock::now(),
+        })
+    }
+
+    // Events.
+
+    fn on_member(&mut self, event: MemberEvent) -> Result<(), IngestFailure> {
+        match event {
+            MemberEvent::Assigned(assigned) => {
+                let assigned: BTreeSet<(String, i32)> = assigned.into_iter().collect();
+                let gone: Vec<_> = self.partitions.keys().filter(|key| !assigned.contains(key)).cloned().collect();
+                for (topic, partition) in gone {
+                    self.reader.remove(&[(&topic, partition)]);
+                    self.partitions.remove(&(topic, partition));
+                }
+                self.starting.retain(|key| assigned.contains(key));
+                for (topic, partition) in assigned {
+                    if !self.partitions.contains_key(&(topic.clone(), partition)) {
+                        self.look_up_start(topic, partition);
+                    }
+                }
+            }
+            MemberEvent::Revoked(_) => self.commit(),
+            MemberEvent::Lost => warn!("the group has taken this process for dead; joining again"),
+            MemberEvent::Failed(failure) if failure.is_fatal() => return Err(failure.into()),
+            MemberEvent::Failed(failure) => warn!(%failure, "group membership"),
+        }
+        Ok(())
+    }
+
+    fn on_start(&mut self, topic: String, partition: i32, start: Start) -> Result<(), IngestFailure> {
+        if !self.starting.remove(&(topic.clone(), partition)) {
+            return Ok(());
+        }
+        match start {
+            Ok((offset, lost)) => {
+                if lost {
+                    error!(
+                        topic,
+                        partition,
+                        offset,
+                        "events left the upstream topic before they were read: they are lost to Suture"
+                    );
+                }
+                self.reader.seek(&topic, partition, offset);
+                let begun = Partition { next: offset, positioned: false, pending: BTreeSet::new(), committed: None };
+                self.partitions.insert((topic, partition), begun);
+            }
+            Err(failure) if failure.is_fatal() => return Err(failure.into()),
+            Err(failure) => {
+                warn!(topic, partition, %failure, "looking up where to start");
+                self.look_up_start(topic, partition);
+            }
+        }
+        Ok(())
+    }
+
+    fn on_reader(&mut self, event: ReaderEvent) -> Result<(), IngestFailure> {
+        match event {
+            ReaderEvent::Records(records) => records.iter().for_each(|record| self.on_record(record)),
+            ReaderEvent::Positioned { topic, partition, offset } => {
+                if let Some(partition) = self.partitions.get_mut(&(topic.to_string(), partition)) {
+                    partition.positioned |= partition.next == offset;
+                }
+            }
+            ReaderEvent::OutOfRange { topic, partition } => {
+                self.partitions.remove(&(topic.to_string(), partition));
+                self.look_up_start(topic.to_string(), partition);
+            }
+            ReaderEvent::Failed(failure) if failure.is_fatal() => return Err(failure.into()),
+            ReaderEvent::Failed(failure) => warn!(%failure, "reading"),
+        }
+        Ok(())
+    }
+
+    fn on_record(&mut self, record: &Record) {
+        let place = (record.topic.to_string(), record.partition);
+        let Some(partition) = self.partitions.get_mut(&place) else { return };
+        if !partition.positioned || record.offset < partition.next {
+            return;
+        }
+        partition.next = record.offset + 1;
+        self.counts.read.fetch_add(1, Ordering::Relaxed);
+        let event = Event {
+            topic: &record.topic,
+            partition: record.partition,
+            offset: record.offset as i64,
+            value: record.value.as_deref(),
+        };
+        let append = match map(&self.rules, &self.keys, &event) {
+            Mapped::Ignored { .. } => {
+                self.counts.ignored.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+            Mapped::Request { order_key, request } => Append {
+                origin: origin(record),
+                topic: Topic::Requests,
+                partition: shard_of(order_key.as_str().as_bytes(), self.kafka.partitions).partition(),
+                key: order_key.to_string(),
+                value: encode(&*request),
+                kind: Request::TYPE,
+                traceparent: record.traceparent.clone(),
+            },
+            Mapped::Rejected(rejection) => self.rejection(rejection, record.traceparent.clone()),
+        };
+        if let Some(partition) = self.partitions.get_mut(&place) {
+            partition.pending.insert(record.offset);
+        }
+        self.send(append);
+    }
+
+    fn on_delivery(&mut self, report: Delivery) -> Result<(), IngestFailure> {
+        let Some(append) = self.under_way.take(report.token) else { return Ok(()) };
+        match report.result {
+            Ok(_) => self.done(&append),
+            Err(Failure::Again(reason)) => {
+                warn!(origin = %append.origin, reason, "an append failed and is sent again");
+                self.retries.push_back((clock::now() + RETRY_PAUSE, append));
+            }
+            Err(Failure::Refused(reason)) if append.topic == Topic::Requests => {
+                warn!(origin = %append.origin, reason, "the broker refuses the request");
+                let code = "request_refused".parse().expect("Suture's own codes are valid");
+                let rejection = Rejection { origin: append.origin, code, field: None };
+                let append = self.rejection(rejection, append.traceparent);
+                self.send(append);
+            }
+            Err(Failure::Refused(reason)) => {
+                let topic = append.topic.name(&self.kafka.prefix);
+                return Err(IngestFailure::RejectionRefused { origin: append.origin, reason, topic });
+            }
+            Err(Failure::Fatal(reason)) => return Err(KafkaFailure::Fatal(reason).into()),
+        }
+        Ok(())
+    }
+
+    fn on_tick(&mut self) {
+        let now = clock::now();
+        while self.retries.front().is_some_and(|(at, _)| *at <= now) {
+            if let Some((_, append)) = self.retries.pop_front() {
+                self.send(append);
+            }
+        }
+        if self.committing.is_none() {
+            self.commit();
+        }
+        if now - self.last_summary >= SUMMARY {
+            self.last_summary = now;
+            self.summarise();
+        }
+    }
+
+    // Appends.
+
+    fn rejection(&self, rejection: Rejection, traceparent: Option<String>) -> Append {
+        let key = rejection.origin.to_string();
+        warn!(origin = key, code = %rejection.code, field = rejection.field, "an event was rejected");
+        Append {
+            origin: rejection.origin.clone(),
+            topic: Topic::Rejected,
+            partition: shard_of(key.as_bytes(), self.kafka.partitions).partition(),
+            key,
+            value: encode(&rejection),
+            kind: Rejection::TYPE,
+            traceparent,
+        }
+    }
+
+    fn send(&mut self, append: Append) {
+        let topic = append.topic.name(&self.kafka.prefix);
+        let (partition, kind) = (append.partition, append.kind);
+        let (key, value, traceparent) = (append.key.clone(), append.value.clone(), append.traceparent.clone());
+        let token = self.under_way.put(append);
+        let sent =
+            self.outbox.append(&topic, partition, key.as_bytes(), Some(&value), kind, traceparent.as_deref(), token);
+        if sent.is_err()
+            && let Some(append) = self.under_way.take(token)
+        {
+            self.retries.push_back((clock::now() + RETRY_PAUSE, append));
+        }
+    }
+
+    fn done(&mut self, append: &Append) {
+        let counter = match append.topic {
+            Topic::Requests => &self.counts.requested,
+            _ => &self.counts.rejected,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        let key = (append.origin.topic.clone(), append.origin.partition);
+        if let Some(partition) = self.partitions.get_mut(&key) {
+            partition.pending.remove(&(append.origin.offset as u64));
+        }
+    }
+
+    // Offsets.
+
+    fn look_up_start(&mut self, topic: String, partition: i32) {
+        if !self.starting.insert((topic.clone(), partition)) {
+            return;
+        }
+        let (member, probe, post) = (Arc::clone(&self.membership), Arc::clone(&self.probe), self.post_start.clone());
+        tokio::task::spawn_blocking(move || {
+            let start = start_of(&member, &probe, &topic, partition);
+            // The receiver goes away only with the whole service.
+            let _ = post.send((topic, partition, start));
+        });
+    }
+
+    fn commit(&mut self) {
+        let mut commits = Vec::new();
+        for ((topic, number), partition) in &mut self.partitions {
+            let done = partition.pending.first().copied().unwrap_or(partition.next);
+            if partition.committed != Some(done) {
+                partition.committed = Some(done);
+                let (topic, metadata) = (topic.clone(), String::new());
+                commits.push(Commit { topic, partition: *number, offset: done, metadata });
+            }
+        }
+        if !commits.is_empty() {
+            self.committing = Some(self.membership.commit_async(commits));
+        }
+    }
+
+    // Summary and end.
+
+    fn summarise(&self) {
+        let counts = Arc::clone(&self.counts);
+        let read: Vec<_> = self.partitions.iter().map(|(key, partition)| (key.clone(), partition.next)).collect();
+        let (probe, under_way) = (Arc::clone(&self.probe), self.under_way.len());
+        tokio::task::spawn_blocking(move || {
+            let behind = |((topic, partition), next): &((String, i32), u64)| {
+                probe.watermarks(topic, *partition).map_or(0, |(_, end)| end.saturating_sub(*next))
+            };
+            let lag: u64 = read.iter().map(behind).sum();
+            info!(
+                partitions = read.len(),
+                lag,
+                under_way,
+                read = counts.read.load(Ordering::Relaxed),
+                requested = counts.requested.load(Ordering::Relaxed),
+                rejected = counts.rejected.load(Ordering::Relaxed),
+                ignored = counts.ignored.load(Ordering::Relaxed),
+                "summary"
+            );
+        });
+    }
+
+    async fn drain(mut self) -> Result<(), IngestFailure> {
+        info!(under_way = self.under_way.len(), "stopping: waiting for the appends under way");
+        let deadline = clock::now() + DRAIN;
+        while self.under_way.len() > 0 {
+            match tokio::time::timeout_at(deadline, self.deliveries.recv()).await {
+                Ok(Some(report)) => self.on_delivery(report)?,
+                Ok(None) | Err(_) => break,
+            }
+        }
+        self.commit();
+        if let Some(committing) = self.committing.take() {
+            // A failed last commit costs the next member some reading.
+            let _ = tokio::time::timeout_at(deadline, committing).await;
+        }
+        let (membership, reader, outbox) = (self.membership, self.reader, self.outbox);
+        drop(self.reader_events);
+        drop(self.member_events);
+        let ended = tokio::task::spawn_blocking(move || {
+            if let Some(membership) = Arc::into_inner(membership) {
+                membership.leave(DRAIN);
+            }
+            reader.close(DRAIN);
+            // Its reports were waited for above.
+            let _ = outbox.close(DRAIN);
+        });
+        ended.await.map_err(|_| IngestFailure::ClientGone)?;
+        info!("ingest stopped");
+        Ok(())
+    }
+}
+
+fn origin(record: &Record) -> Origin {
+    Origin { topic: record.topic.to_string(), partition: record.partition, offset: record.offset as i64 }
+}
+
+/// The committed offset, else the log's start: what is there was never read.
+fn start_of(member: &Membership, probe: &Probe, topic: &str, partition: i32) -> Start {
+    let committed = member.committed(&[(topic, partition)])?.into_iter().next().flatten();
+    let (start, end) = probe.watermarks(topic, partition)?;
+    Ok(match committed {
+        Some(committed) if committed.offset < start => (start, true),
+        Some(committed) => (committed.offset.min(end), false),
+        None => (start, false),
+    })
+}

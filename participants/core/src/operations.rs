@@ -1,0 +1,552 @@
+//! Operations: named templates of SQL from a participant's configuration.
+//!
+//! A message names an operation and brings a payload; what is done with it stands here and is never on the wire. So a
+//! database joins by configuration alone.
+//!
+//! ```toml
+//! [operation.reserve_claim.parameters]
+//! claim = { path = "/claim", type = "text" }
+//! total = { path = "/total", type = "minor" }
+//!
+//! [[operation.reserve_claim.prepare]]      # mode xa: `prepare`; mode reserve: `reserve`, `confirm` and `cancel`
+//! sql = "insert into claim (id, amount, txid) values (:claim, :total, :txid)"
+//! rows = 1                                 # or "any"
+//! code = "NO_COVERAGE"                     # the reason when it is another number of rows
+//! unique = "DUPLICATE"                     # the reason when a unique key is violated
+//! check = "LIMIT"                          # the reason when a check is violated
+//! ```
+//!
+//! - The steps run in order, in one local transaction with the ledger row. The first that fails decides the code, and
+//!   everything is rolled back. A code that is not given is `statement_failed`.
+//! - `:txid` is always there; every business row carries it. `confirm` and `cancel` know the branch by `:txid` alone:
+//!   what they need, `reserve` has written into rows. They cannot refuse any more: another number of rows than expected
+//!   stops the shard.
+//! - All is compiled and checked at start: unknown placeholders, parameters that nobody uses, missing steps, misplaced
+//!   ones. Whether the SQL fits the tables is asked from the database when it is opened.
+//!
+//! A *seed* has the same shape, with `steps` and without `:txid`. Seeds fill reference data, and no prepare reaches them.
+//!
+//! Left out: a version of the template in the ledger. An operation must keep its name and its `confirm` and `cancel`
+//! steps compatible while branches of it are in doubt; an unknown name is refused at start.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+use suture_contract::ids::{Code, Txid, code};
+
+use crate::sql::{Dialect, number_placeholders};
+use crate::values::{Declared, Kind, Value};
+
+/// Most steps of one kind. They go to the database in one flight.
+pub const MAX_STEPS: usize = 16;
+
+/// How a participant keeps its promise between vote and decision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// The database holds the prepared branch with its row locks.
+    Xa,
+    /// The operation reserves; confirm and cancel finish. No lock is held while in doubt.
+    Reserve,
+}
+
+/// `[operation.<name>]` as it stands in the configuration.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OperationConfig {
+    /// By name, without the colon.
+    #[serde(default)]
+    pub parameters: BTreeMap<String, Declared>,
+    /// Mode xa.
+    pub prepare: Option<Vec<StepConfig>>,
+    /// Mode reserve.
+    pub reserve: Option<Vec<StepConfig>>,
+    /// Mode reserve; may be empty where `reserve` leaves nothing to do.
+    pub confirm: Option<Vec<StepConfig>>,
+    /// Mode reserve.
+    pub cancel: Option<Vec<StepConfig>>,
+}
+
+/// `[seed.<name>]` as it stands in the configuration.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SeedConfig {
+    /// By name, without the colon.
+    #[serde(default)]
+    pub parameters: BTreeMap<String, Declared>,
+    /// What inserts a row where it is missing.
+    pub steps: Vec<StepConfig>,
+}
+
+/// One statement as it stands in the configuration.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StepConfig {
+    /// With parameters as `:name`.
+    pub sql: String,
+    /// How many rows it must read or change.
+    pub rows: Rows,
+    /// The reason when it is another number.
+    pub code: Option<Code>,
+    /// The reason when a unique key is violated.
+    pub unique: Option<Code>,
+    /// The reason when a check is violated.
+    pub check: Option<Code>,
+}
+
+/// An expected number of rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rows {
+    /// Whatever it is.
+    Any,
+    /// This many.
+    Exactly(u64),
+}
+
+/// A problem of the configuration. Holds no secret and no data.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{key}: {problem}")]
+pub struct Misconfigured {
+    /// Where, as a path of keys.
+    pub key: String,
+    /// What is wrong and what to do about it.
+    pub problem: String,
+}
+
+/// An operation, ready to run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Operation {
+    /// Its name.
+    pub name: String,
+    /// `prepare` or `reserve`.
+    pub prepare: Vec<Step>,
+    /// Runs on commit; always empty in mode xa.
+    pub confirm: Vec<Step>,
+    /// Runs on abort; always empty in mode xa.
+    pub cancel: Vec<Step>,
+    parameters: Parameters,
+}
+
+/// A seed, ready to run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Seed {
+    /// Its name.
+    pub name: String,
+    /// In order.
+    pub steps: Vec<Step>,
+    parameters: Parameters,
+}
+
+/// A statement, ready to run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Step {
+    /// Its place in the configuration, for messages.
+    pub place: String,
+    /// With the database's own placeholders.
+    pub sql: String,
+    /// Which of the values stands behind each placeholder.
+    pub binds: Vec<usize>,
+    /// The type of each placeholder.
+    pub kinds: Vec<Kind>,
+    /// How many rows it must read or change.
+    pub rows: Rows,
+    code: Option<Code>,
+    unique: Option<Code>,
+    check: Option<Code>,
+}
+
+/// The values of one branch, in the order that [`Step::binds`] counts in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Values(Vec<Value>);
+
+/// A payload that does not fit its operation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unusable {
+    /// The reason code of the no.
+    pub code: Code,
+    /// The parameter at fault; absent when it is the whole payload.
+    pub parameter: Option<String>,
+}
+
+/// Compiles `[operation.*]`.
+pub fn compile_operations(
+    configs: &BTreeMap<String, OperationConfig>,
+    mode: Mode,
+    dialect: Dialect,
+) -> Result<BTreeMap<String, Operation>, Misconfigured> {
+    configs.iter().map(|(name, config)| Ok((name.clone(), compile_operation(name, config, mode, dialect)?))).collect()
+}
+
+/// Compiles `[seed.*]`.
+pub fn compile_seeds(
+    configs: &BTreeMap<String, SeedConfig>,
+    dialect: Dialect,
+) -> Result<BTreeMap<String, Seed>, Misconfigured> {
+    let compile = |name: &String, config: &SeedConfig| {
+        let key = format!("seed.{name}");
+        let parameters = Parameters::new(&key, &config.parameters, dialect)?;
+        let steps = parameters.compile(&key, "steps", Some(&config.steps), Scope::Payload, dialect)?;
+        parameters.check_used(&key, &steps)?;
+        Ok((name.clone(), Seed { name: name.clone(), steps, parameters }))
+    };
+    configs.iter().map(|(name, config)| compile(name, config)).collect()
+}
+
+fn compile_operation(
+    name: &str,
+    config: &OperationConfig,
+    mode: Mode,
+    dialect: Dialect,
+) -> Result<Operation, Misconfigured> {
+    let key = format!("operation.{name}");
+    let misplaced = match mode {
+        Mode::Xa => [("reserve", &config.reserve), ("confirm", &config.confirm), ("cancel", &config.cancel)]
+            .into_iter()
+            .find_map(|(kind, steps)| steps.as_ref().map(|_| (kind, "mode xa has `prepare` steps only"))),
+        Mode::Reserve => {
+            config.prepare.as_ref().map(|_| ("prepare", "mode reserve has `reserve`, `confirm` and `cancel` steps"))
+        }
+    };
+    if let Some((kind, problem)) = misplaced {
+        return Err(misconfigured(&format!("{key}.{kind}"), problem));
+    }
+    let parameters = Parameters::new(&key, &config.parameters, dialect)?;
+    let compile = |kind, steps: &Option<Vec<StepConfig>>, scope| {
+        parameters.compile(&key, kind, steps.as_deref(), scope, dialect)
+    };
+    let (prepare, confirm, cancel) = match mode {
+        Mode::Xa => (compile("prepare", &config.prepare, Scope::Branch)?, Vec::new(), Vec::new()),
+        Mode::Reserve => (
+            compile("reserve", &config.reserve, Scope::Branch)?,
+            compile("confirm", &config.confirm, Scope::TxidMaybeEmpty)?,
+            compile("cancel", &config.cancel, Scope::Txid)?,
+        ),
+    };
+    parameters.check_used(&key, &prepare)?;
+    Ok(Operation { name: name.to_string(), prepare, confirm, cancel, parameters })
+}
+
+/// Which placeholders a step may use.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    /// The payload's.
+    Payload,
+    /// The payload's, and `:txid`.
+    Branch,
+    /// `:txid` alone.
+    Txid,
+    /// The same, and there may be no steps at all.
+    TxidMaybeEmpty,
+}
+
+/// The declared parameters in their fixed order; `:txid` is number 0.
+#[derive(Debug, Clone, PartialEq)]
+struct Parameters(Vec<(String, Declared)>);
+
+const TXID: &str = "txid";
+
+impl Parameters {
+    fn new(key: &str, declared: &BTreeMap<String, Declared>, dialect: Dialect) -> Result<Self, Misconfigured> {
+        for (name, parameter) in declared {
+            let key = format!("{key}.parameters.{name}");
+            let well_formed = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
+                && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+            if !well_formed {
+                return Err(misconfigured(&key, "name it with a-z, 0-9 and _"));
+            }
+            if name == TXID {
+                return Err(misconfigured(&key, ":txid is always there; remove it"));
+            }
+            if dialect == Dialect::Sqlite && parameter.kind == Kind::Decimal {
+                return Err(misconfigured(&key, "SQLite has no decimal; use type minor"));
+            }
+            if let Some(problem) = parameter.problem() {
+                return Err(misconfigured(&key, problem));
+            }
+        }
+        Ok(Self(declared.iter().map(|(name, parameter)| (name.clone(), parameter.clone())).collect()))
+    }
+
+    fn compile(
+        &self,
+        key: &str,
+        kind: &str,
+        steps: Option<&[StepConfig]>,
+        scope: Scope,
+        dialect: Dialect,
+    ) -> Result<Vec<Step>, Misconfigured> {
+        let key = format!("{key}.{kind}");
+        let Some(steps) = steps else { return Err(misconfigured(&key, "the steps are missing")) };
+        if steps.is_empty() && scope != Scope::TxidMaybeEmpty {
+            return Err(misconfigured(&key, "at least one step is needed"));
+        }
+        if steps.len() > MAX_STEPS {
+            return Err(misconfigured(&key, &format!("at most {MAX_STEPS} steps are taken")));
+        }
+        let place = |i: usize| format!("{key}[{i}]");
+        steps.iter().enumerate().map(|(i, step)| self.compile_step(place(i), step, scope, dialect)).collect()
+    }
+
+    fn compile_step(
+        &self,
+        place: String,
+        config: &StepConfig,
+        scope: Scope,
+        dialect: Dialect,
+    ) -> Result<Step, Misconfigured> {
+        let numbered = number_placeholders(&config.sql, dialect).map_err(|problem| misconfigured(&place, problem))?;
+        let mut binds = Vec::new();
+        let mut kinds = Vec::new();
+        for name in &numbered.names {
+            let declared = self.0.iter().position(|(declared, _)| declared == name);
+            let (bind, kind) = match (declared, scope) {
+                _ if name == TXID && scope != Scope::Payload => (0, Kind::Text),
+                (Some(i), Scope::Payload | Scope::Branch) => (i + 1, self.0[i].1.kind),
+                (Some(_), Scope::Txid | Scope::TxidMaybeEmpty) => {
+                    let problem = format!(
+                        "confirm and cancel know :txid alone, not :{name}; let reserve write it into a row with the txid"
+                    );
+                    return Err(misconfigured(&place, &problem));
+                }
+                (None, _) => {
+                    return Err(misconfigured(&place, &format!("no parameter is declared for :{name}; declare it")));
+                }
+            };
+            binds.push(bind);
+            kinds.push(kind);
+        }
+        Ok(Step {
+            place,
+            sql: numbered.sql,
+            binds,
+            kinds,
+            rows: config.rows,
+            code: config.code.clone(),
+            unique: config.unique.clone(),
+            check: config.check.clone(),
+        })
+    }
+
+    fn check_used(&self, key: &str, steps: &[Step]) -> Result<(), Misconfigured> {
+        for (i, (name, _)) in self.0.iter().enumerate() {
+            if !steps.iter().any(|step| step.binds.contains(&(i + 1))) {
+                let key = format!("{key}.parameters.{name}");
+                return Err(misconfigured(&key, "no step uses it; a payload carries what is needed, so remove it"));
+            }
+        }
+        Ok(())
+    }
+
+    fn bind(&self, txid: Value, payload: &RawValue) -> Result<Values, Unusable> {
+        let unusable = |code: &str, parameter: Option<&String>| Unusable {
+            code: code.parse().unwrap_or_else(|_| unreadable()),
+            parameter: parameter.cloned(),
+        };
+        let payload = serde_json::from_str(payload.get()).map_err(|_| unusable(code::UNREADABLE, None))?;
+        let mut values = vec![txid];
+        for (name, parameter) in &self.0 {
+            values.push(parameter.read(&payload).map_err(|code| unusable(code, Some(name)))?);
+        }
+        Ok(Values(values))
+    }
+}
+
+impl Operation {
+    /// The values of a branch, from its payload.
+    pub fn bind(&self, txid: &Txid, payload: &RawValue) -> Result<Values, Unusable> {
+        self.parameters.bind(Value::Text(txid.to_string()), payload)
+    }
+
+    /// The values that confirm and cancel need.
+    pub fn bind_txid(txid: &Txid) -> Values {
+        Values(vec![Value::Text(txid.to_string())])
+    }
+}
+
+impl Seed {
+    /// The values of a row, from its payload.
+    pub fn bind(&self, payload: &RawValue) -> Result<Values, Unusable> {
+        self.parameters.bind(Value::Null, payload)
+    }
+}
+
+impl Step {
+    /// The step's own values, in the order of its placeholders.
+    pub fn values<'a>(&'a self, all: &'a Values) -> impl ExactSizeIterator<Item = &'a Value> + Clone {
+        self.binds.iter().map(|&bind| all.0.get(bind).unwrap_or(&Value::Null))
+    }
+
+    /// Why the branch is refused after so many rows; `None`: it goes on.
+    pub fn refuses_rows(&self, rows: u64) -> Option<Code> {
+        match self.rows {
+            Rows::Any => None,
+            Rows::Exactly(expected) if expected == rows => None,
+            Rows::Exactly(_) => Some(self.code.clone().unwrap_or_else(statement_failed)),
+        }
+    }
+
+    /// The reason when a unique key is violated.
+    pub fn on_unique(&self) -> Code {
+        self.unique.clone().unwrap_or_else(statement_failed)
+    }
+
+    /// The reason when a check is violated.
+    pub fn on_check(&self) -> Code {
+        self.check.clone().unwrap_or_else(statement_failed)
+    }
+}
+
+/// The code `statement_failed`.
+pub fn statement_failed() -> Code {
+    crate::branch::Refusal::because(code::STATEMENT_FAILED).code
+}
+
+/// The code `unreadable`.
+pub fn unreadable() -> Code {
+    crate::branch::Refusal::because(code::UNREADABLE).code
+}
+
+fn misconfigured(key: &str, problem: &str) -> Misconfigured {
+    Misconfigured { key: key.to_string(), problem: problem.to_string() }
+}
+
+impl<'de> Deserialize<'de> for Rows {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(RowsVisitor)
+    }
+}
+
+/// Reads `1` or `"any"`.
+struct RowsVisitor;
+
+impl Visitor<'_> for RowsVisitor {
+    type Value = Rows;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a number of rows or \"any\"")
+    }
+
+    fn visit_u64<E: de::Error>(self, rows: u64) -> Result<Rows, E> {
+        Ok(Rows::Exactly(rows))
+    }
+
+    fn visit_i64<E: de::Error>(self, rows: i64) -> Result<Rows, E> {
+        u64::try_from(rows).map(Rows::Exactly).map_err(|_| E::custom("a number of rows is not negative"))
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Rows, E> {
+        if text == "any" { Ok(Rows::Any) } else { Err(E::custom("write a number of rows or \"any\"")) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn compile(config: serde_json::Value, mode: Mode) -> Result<Operation, Misconfigured> {
+        // Through u64, as TOML would: this workspace's JSON numbers arrive as text.
+        let config: OperationConfig = serde_json::from_value(config).unwrap();
+        compile_operation("op", &config, mode, Dialect::Sqlite)
+    }
+
+    fn xa(sql: &str) -> serde_json::Value {
+        json!({
+            "parameters": { "a": { "path": "/a", "type": "text" } },
+            "prepare": [{ "sql": sql, "rows": "any" }],
+        })
+    }
+
+    #[test]
+    fn an_operation_binds_its_payload() {
+        let operation = compile(
+            json!({
+                "parameters": {
+                    "a": { "path": "/deep/a", "type": "text" },
+                    "b": { "path": "/b", "type": "integer", "optional": true },
+                },
+                "prepare": [{ "sql": "insert into t values (:b, :txid, :a, :b)", "rows": "any" }],
+            }),
+            Mode::Xa,
+        )
+        .unwrap();
+        let txid: Txid = "k3f9q-3-1042".parse().unwrap();
+        let raw = |text: &str| RawValue::from_string(text.to_string()).unwrap();
+        let values = operation.bind(&txid, &raw(r#"{"deep":{"a":"x"},"other":1}"#)).unwrap();
+        let step = &operation.prepare[0];
+        assert_eq!(step.sql, "insert into t values (?1, ?2, ?3, ?1)");
+        let bound: Vec<_> = step.values(&values).cloned().collect();
+        assert_eq!(bound, [Value::Null, Value::Text("k3f9q-3-1042".to_string()), Value::Text("x".to_string())]);
+        assert_eq!(step.kinds, [Kind::Integer, Kind::Text, Kind::Text]);
+
+        let unusable = operation.bind(&txid, &raw(r#"{"deep":{"a":1}}"#)).unwrap_err();
+        assert_eq!(unusable, Unusable { code: unreadable(), parameter: Some("a".to_string()) });
+        let nested = format!("{}1{}", "[".repeat(500), "]".repeat(500));
+        assert_eq!(operation.bind(&txid, &raw("[]")).unwrap_err().code, unreadable());
+        if let Ok(nested) = RawValue::from_string(nested) {
+            assert_eq!(operation.bind(&txid, &nested).unwrap_err().parameter, None);
+        }
+    }
+
+    #[test]
+    fn mistakes_are_found_before_anything_runs() {
+        let reserve = |confirm: &str| {
+            json!({
+                "parameters": { "a": { "path": "/a", "type": "text" } },
+                "reserve": [{ "sql": "insert into t values (:a)", "rows": "any" }],
+                "confirm": [{ "sql": confirm, "rows": "any" }],
+                "cancel": [{ "sql": "delete from t where txid = :txid", "rows": "any" }],
+            })
+        };
+        assert!(compile(xa("select :a"), Mode::Xa).is_ok());
+        assert!(compile(reserve("update t set a = 1 where txid = :txid"), Mode::Reserve).is_ok());
+        let wrong = [
+            (xa("select :a, :b"), Mode::Xa, "operation.op.prepare[0]: no parameter is declared for :b"),
+            (xa("select 1"), Mode::Xa, "operation.op.parameters.a: no step uses it"),
+            (xa("commit"), Mode::Xa, "operation.op.prepare[0]: a step must begin with SELECT"),
+            (xa("select :a"), Mode::Reserve, "operation.op.prepare: mode reserve has"),
+            (reserve("select 1"), Mode::Xa, "operation.op.reserve: mode xa has"),
+            (reserve("select :a"), Mode::Reserve, "operation.op.confirm[0]: confirm and cancel know :txid alone"),
+            (json!({}), Mode::Xa, "operation.op.prepare: the steps are missing"),
+            (json!({ "prepare": [] }), Mode::Xa, "operation.op.prepare: at least one step"),
+            (json!({ "reserve": [{ "sql": "select 1", "rows": "any" }], "confirm": [] }), Mode::Reserve, "operation.op.cancel: the steps are missing"),
+            (json!({ "parameters": { "txid": { "path": "/a", "type": "text" } } }), Mode::Xa, "operation.op.parameters.txid: :txid is always there"),
+            (json!({ "parameters": { "A": { "path": "/a", "type": "text" } } }), Mode::Xa, "operation.op.parameters.A: name it with"),
+            (json!({ "parameters": { "a": { "path": "a", "type": "text" } } }), Mode::Xa, "operation.op.parameters.a: path is no JSON pointer"),
+            (json!({ "parameters": { "a": { "path": "/a", "type": "decimal" } } }), Mode::Xa, "operation.op.parameters.a: SQLite has no decimal"),
+        ];
+        for (config, mode, expected) in wrong {
+            let problem = compile(config, mode).unwrap_err().to_string();
+            assert!(problem.starts_with(expected), "{problem}");
+        }
+    }
+
+    #[test]
+    fn a_seed_has_no_txid() {
+        let seed = |sql: &str| {
+            let config = json!({ "steps": [{ "sql": sql, "rows": "any" }] });
+            compile_seeds(&BTreeMap::from([("s".to_string(), serde_json::from_value(config).unwrap())]), Dialect::Sqlite)
+        };
+        assert!(seed("insert into t values (1)").is_ok());
+        assert_eq!(seed("insert into t values (:txid)").unwrap_err().key, "seed.s.steps[0]");
+    }
+
+    #[test]
+    fn the_first_code_that_fits_is_given() {
+        let mut operation = xa("select :a");
+        operation["prepare"][0]["code"] = json!("GONE");
+        operation["prepare"][0]["unique"] = json!("TWICE");
+        let mut step = compile(operation, Mode::Xa).unwrap().prepare.remove(0);
+        assert_eq!(step.refuses_rows(0), None);
+        step.rows = Rows::Exactly(1);
+        assert_eq!(step.refuses_rows(1), None);
+        assert_eq!(step.refuses_rows(2).unwrap().as_str(), "GONE");
+        assert_eq!(step.on_unique().as_str(), "TWICE");
+        assert_eq!(step.on_check().as_str(), "statement_failed");
+        step.code = None;
+        assert_eq!(step.refuses_rows(2).unwrap().as_str(), "statement_failed");
+    }
+}

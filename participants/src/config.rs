@@ -1,0 +1,364 @@
+//! A participant's TOML file.
+//!
+//! ```toml
+//! name = "insurer"
+//! mode = "xa"                          # xa: PostgreSQL; reserve: SQLite
+//! schema_file = "../../schema/insurer.postgres.sql"   # beside this file; applied only when asked for
+//!
+//! [database]
+//! kind = "postgres"
+//! url_env = "SUTURE_INSURER_URL"       # or url, or url_file: a file that holds the URL
+//! connections = 16                     # for prepares
+//! decision_connections = 4             # for decisions, which never wait for prepares
+//! cap = 100                            # most branches in doubt at once
+//! lock_timeout_ms = 1000
+//! statement_timeout_ms = 5000
+//! lost_after_ms = 3000                 # how long a missing branch is looked for before it is called lost
+//!
+//! [operation.reserve_claim]            # see suture_participants_core::operations
+//! [seed.seed_coverage]
+//! ```
+//!
+//! ```toml
+//! [database]
+//! kind = "sqlite"
+//! path = "/var/lib/suture/surgeon-log.sqlite"
+//! ```
+//!
+//! Everything is checked when the file is read, before any connection: an error names the file, the key and the remedy.
+//!
+//! Left out: TLS to the database; put a local proxy beside it, or use a socket.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use suture_contract::ids::{Deployment, Participant};
+use suture_participants_core::gid::Owner;
+use suture_participants_core::operations::{
+    Mode, Misconfigured, Operation, OperationConfig, Seed, SeedConfig, compile_operations, compile_seeds,
+};
+use suture_participants_core::sql::Dialect;
+
+use crate::resource::Opening;
+
+/// A participant, checked and compiled.
+#[derive(Debug, Clone)]
+pub struct ParticipantConfig {
+    /// Its name; its topics and its group are named after it.
+    pub name: Participant,
+    /// How it keeps its promise.
+    pub mode: Mode,
+    /// Where its rows are.
+    pub database: Database,
+    /// The script that creates its tables.
+    pub schema_file: Option<PathBuf>,
+    /// What may be prepared.
+    pub operations: BTreeMap<String, Operation>,
+    /// What may be seeded.
+    pub seeds: BTreeMap<String, Seed>,
+}
+
+/// Where the rows are.
+#[derive(Debug, Clone)]
+#[expect(missing_docs)]
+pub enum Database {
+    Sqlite(SqliteSettings),
+    Postgres(PostgresSettings),
+}
+
+/// A SQLite file.
+#[derive(Debug, Clone)]
+pub struct SqliteSettings {
+    /// The file; created if it is missing.
+    pub path: PathBuf,
+    /// How long to wait for another process that writes.
+    pub busy_timeout: Duration,
+}
+
+/// A PostgreSQL database.
+#[derive(Clone)]
+pub struct PostgresSettings {
+    /// Where it is, with its password.
+    pub url: String,
+    /// Connections for prepares.
+    pub connections: usize,
+    /// Connections for decisions.
+    pub decision_connections: usize,
+    /// Most branches in doubt at once.
+    pub cap: usize,
+    /// How long a statement of a prepare waits for a lock.
+    pub lock_timeout: Duration,
+    /// How long a statement of a prepare may run.
+    pub statement_timeout: Duration,
+    /// How long a missing branch is looked for before it is called lost.
+    pub lost_after: Duration,
+}
+
+/// A file that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{file}: {key}: {problem}")]
+pub struct ConfigError {
+    /// Which file.
+    pub file: String,
+    /// Which key; a line for what is no TOML.
+    pub key: String,
+    /// What is wrong and what to do.
+    pub problem: String,
+}
+
+impl ParticipantConfig {
+    /// Reads a file.
+    pub fn load(file: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(file)
+            .map_err(|error| problem(file, "file", format!("cannot be read ({}); check the path", error.kind())))?;
+        Self::parse(&text, file)
+    }
+
+    /// Reads the text of a file. Relative paths in it start at the file's folder.
+    pub fn parse(text: &str, file: &Path) -> Result<Self, ConfigError> {
+        let raw: RawConfig = toml::from_str(text).map_err(|error| {
+            let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+            problem(file, &format!("line {line}"), error.message().to_string())
+        })?;
+        let misconfigured = |Misconfigured { key, problem: text }: Misconfigured| problem(file, &key, text);
+        let name = raw.name.parse().map_err(|error| problem(file, "name", format!("{error}")))?;
+        if raw.operation.is_empty() {
+            return Err(problem(file, "operation", "at least one [operation.<name>] is needed".to_string()));
+        }
+        let (database, dialect) = raw.database.check(file, raw.mode)?;
+        Ok(Self {
+            name,
+            mode: raw.mode,
+            database,
+            schema_file: raw.schema_file.map(|path| beside(file, &path)),
+            operations: compile_operations(&raw.operation, raw.mode, dialect).map_err(misconfigured)?,
+            seeds: compile_seeds(&raw.seed, dialect).map_err(misconfigured)?,
+        })
+    }
+
+    /// What a resource is opened with. `apply_schema` creates the business tables where they are missing.
+    pub fn opening(
+        &self,
+        deployment: &Deployment,
+        identity_fingerprint: Option<String>,
+        apply_schema: bool,
+    ) -> Result<Opening, ConfigError> {
+        let schema = match (&self.schema_file, apply_schema) {
+            (Some(file), true) => Some(std::fs::read_to_string(file).map_err(|error| {
+                problem(file, "schema_file", format!("cannot be read ({}); check the path", error.kind()))
+            })?),
+            (None, _) | (_, false) => None,
+        };
+        Ok(Opening {
+            owner: Owner { deployment: deployment.clone(), participant: self.name.clone() },
+            identity_fingerprint,
+            schema,
+            operations: self.operations.clone(),
+            seeds: self.seeds.clone(),
+        })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawConfig {
+    name: String,
+    mode: Mode,
+    database: RawDatabase,
+    schema_file: Option<PathBuf>,
+    #[serde(default)]
+    operation: BTreeMap<String, OperationConfig>,
+    #[serde(default)]
+    seed: BTreeMap<String, SeedConfig>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawDatabase {
+    kind: RawKind,
+    path: Option<PathBuf>,
+    busy_timeout_ms: Option<u64>,
+    url: Option<String>,
+    url_file: Option<PathBuf>,
+    url_env: Option<String>,
+    connections: Option<usize>,
+    decision_connections: Option<usize>,
+    cap: Option<usize>,
+    lock_timeout_ms: Option<u64>,
+    statement_timeout_ms: Option<u64>,
+    lost_after_ms: Option<u64>,
+}
+
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+enum RawKind {
+    Sqlite,
+    Postgres,
+}
+
+impl RawDatabase {
+    fn check(self, file: &Path, mode: Mode) -> Result<(Database, Dialect), ConfigError> {
+        let wrong = |key: &str, text: &str| Err(problem(file, &format!("database.{key}"), text.to_string()));
+        match (self.kind, mode) {
+            (RawKind::Sqlite, Mode::Reserve) => {
+                if let Some(key) = self.postgres_key() {
+                    return wrong(key, "belongs to kind postgres; remove it");
+                }
+                let Some(path) = &self.path else { return wrong("path", "is missing; name the SQLite file") };
+                let busy_timeout = Duration::from_millis(self.busy_timeout_ms.unwrap_or(5_000));
+                let settings = SqliteSettings { path: beside(file, path), busy_timeout };
+                Ok((Database::Sqlite(settings), Dialect::Sqlite))
+            }
+            (RawKind::Postgres, Mode::Xa) => {
+                if self.path.is_some() || self.busy_timeout_ms.is_some() {
+                    return wrong("path", "path and busy_timeout_ms belong to kind sqlite; remove them");
+                }
+                Ok((Database::Postgres(self.check_postgres(file)?), Dialect::Postgres))
+            }
+            (RawKind::Sqlite, Mode::Xa) => wrong("kind", "SQLite cannot prepare transactions; set mode = \"reserve\""),
+            (RawKind::Postgres, Mode::Reserve) => {
+                wrong("kind", "mode reserve is not there yet for PostgreSQL; set mode = \"xa\"")
+            }
+        }
+    }
+
+    fn check_postgres(&self, file: &Path) -> Result<PostgresSettings, ConfigError> {
+        let wrong = |key: &str, text: &str| Err(problem(file, &format!("database.{key}"), text.to_string()));
+        let url = match (&self.url, &self.url_file, &self.url_env) {
+            (Some(url), None, None) => url.clone(),
+            (None, Some(path), None) => match std::fs::read_to_string(beside(file, path)) {
+                Ok(url) => url.trim().to_string(),
+                Err(error) => return wrong("url_file", &format!("cannot be read ({}); check the path", error.kind())),
+            },
+            (None, None, Some(name)) => match std::env::var(name) {
+                Ok(url) => url,
+                Err(_) => return wrong("url_env", &format!("the environment has no {name}; set it to the URL")),
+            },
+            _ => return wrong("url", "give one of url, url_file and url_env"),
+        };
+        if url.parse::<tokio_postgres::Config>().is_err() {
+            return wrong("url", "is no PostgreSQL URL; write postgres://user@host:port/database");
+        }
+        let settings = PostgresSettings {
+            url,
+            connections: self.connections.unwrap_or(16),
+            decision_connections: self.decision_connections.unwrap_or(4),
+            cap: self.cap.unwrap_or(100),
+            lock_timeout: Duration::from_millis(self.lock_timeout_ms.unwrap_or(1_000)),
+            statement_timeout: Duration::from_millis(self.statement_timeout_ms.unwrap_or(5_000)),
+            lost_after: Duration::from_millis(self.lost_after_ms.unwrap_or(3_000)),
+        };
+        let numbers = [
+            ("connections", settings.connections),
+            ("decision_connections", settings.decision_connections),
+            ("cap", settings.cap),
+        ];
+        for (key, number) in numbers {
+            if number == 0 || number > 10_000 {
+                return wrong(key, "must be from 1 to 10000");
+            }
+        }
+        for (key, duration) in
+            [("lock_timeout_ms", settings.lock_timeout), ("statement_timeout_ms", settings.statement_timeout)]
+        {
+            // To PostgreSQL 0 means endless, and it takes no more than 31 bits.
+            if duration.is_zero() || duration > Duration::from_secs(3_600) {
+                return wrong(key, "must be from 1 to 3600000");
+            }
+        }
+        Ok(settings)
+    }
+
+    fn postgres_key(&self) -> Option<&'static str> {
+        let given = [
+            ("url", self.url.is_some()),
+            ("url_file", self.url_file.is_some()),
+            ("url_env", self.url_env.is_some()),
+            ("connections", self.connections.is_some()),
+            ("decision_connections", self.decision_connections.is_some()),
+            ("cap", self.cap.is_some()),
+            ("lock_timeout_ms", self.lock_timeout_ms.is_some()),
+            ("statement_timeout_ms", self.statement_timeout_ms.is_some()),
+            ("lost_after_ms", self.lost_after_ms.is_some()),
+        ];
+        given.into_iter().find_map(|(key, given)| given.then_some(key))
+    }
+}
+
+/// Shows everything but the URL, which may hold a password.
+impl std::fmt::Debug for PostgresSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PostgresSettings")
+            .field("connections", &self.connections)
+            .field("decision_connections", &self.decision_connections)
+            .field("cap", &self.cap)
+            .field("lock_timeout", &self.lock_timeout)
+            .field("statement_timeout", &self.statement_timeout)
+            .field("lost_after", &self.lost_after)
+            .finish_non_exhaustive()
+    }
+}
+
+fn beside(file: &Path, path: &Path) -> PathBuf {
+    file.parent().unwrap_or(Path::new("")).join(path)
+}
+
+fn problem(file: &Path, key: &str, problem: String) -> ConfigError {
+    ConfigError { file: file.display().to_string(), key: key.to_string(), problem }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OPERATION: &str = "[[operation.o.reserve]]\nsql = \"select 1\"\nrows = 1\n[[operation.o.cancel]]\nsql = \"delete from t where txid = :txid\"\nrows = \"any\"\n[operation.o]\nconfirm = []\n";
+
+    fn parsed(head: &str) -> Result<ParticipantConfig, ConfigError> {
+        ParticipantConfig::parse(&format!("{head}\n{OPERATION}"), Path::new("/etc/suture/p.toml"))
+    }
+
+    #[test]
+    fn a_good_file_is_read() {
+        let config = parsed("name = \"p\"\nmode = \"reserve\"\nschema_file = \"p.sql\"\n[database]\nkind = \"sqlite\"\npath = \"p.sqlite\"").unwrap();
+        assert_eq!(config.schema_file.as_deref(), Some(Path::new("/etc/suture/p.sql")));
+        let Database::Sqlite(settings) = config.database else { panic!("another kind") };
+        assert_eq!(settings.path, Path::new("/etc/suture/p.sqlite"));
+        assert!(config.operations["o"].confirm.is_empty());
+    }
+
+    #[test]
+    fn a_bad_file_is_refused_with_its_key() {
+        let sqlite = "[database]\nkind = \"sqlite\"\npath = \"x\"";
+        let cases = [
+            (format!("name = \"P\"\nmode = \"reserve\"\n{sqlite}"), "/etc/suture/p.toml: name: "),
+            (format!("name = \"p\"\nmode = \"xa\"\n{sqlite}"), "/etc/suture/p.toml: database.kind: SQLite cannot"),
+            (format!("name = \"p\"\nmode = \"reserve\"\n{sqlite}\ncap = 1"), "/etc/suture/p.toml: database.cap: belongs"),
+            (format!("name = \"p\"\nmode = \"reserve\"\ntypo = 1\n{sqlite}"), "/etc/suture/p.toml: line 3: unknown field"),
+            ("name = \"p\"\nmode = \"reserve\"\n[database]\nkind = \"sqlite\"".to_string(), "/etc/suture/p.toml: database.path: is missing"),
+            ("name = \"p\"\nmode = \"xa\"\n[database]\nkind = \"postgres\"".to_string(), "/etc/suture/p.toml: database.url: give one of"),
+            ("name = \"p\"\nmode = \"xa\"\n[database]\nkind = \"postgres\"\nurl_env = \"SUTURE_NOT_SET_ANYWHERE\"".to_string(), "/etc/suture/p.toml: database.url_env: the environment has no"),
+            ("name = \"p\"\nmode = \"xa\"\n[database]\nkind = \"postgres\"\nurl = \"mysql://x\"".to_string(), "/etc/suture/p.toml: database.url: is no"),
+            ("name = \"p\"\nmode = \"xa\"\n[database]\nkind = \"postgres\"\nurl = \"postgres://x\"\nlock_timeout_ms = 0".to_string(), "/etc/suture/p.toml: database.lock_timeout_ms: must be"),
+        ];
+        for (head, expected) in cases {
+            let problem = parsed(&head).unwrap_err().to_string();
+            assert!(problem.starts_with(expected), "{problem}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_not_shown() {
+        let settings = PostgresSettings {
+            url: "postgres://u:canary@h/d".to_string(),
+            connections: 1,
+            decision_connections: 1,
+            cap: 1,
+            lock_timeout: Duration::from_secs(1),
+            statement_timeout: Duration::from_secs(1),
+            lost_after: Duration::from_secs(1),
+        };
+        assert!(!format!("{settings:?}").contains("canary"));
+    }
+}

@@ -1,0 +1,86 @@
+//! A participant's database, whichever kind its configuration names.
+
+use std::sync::Arc;
+
+use serde_json::value::RawValue;
+use suture_contract::messages::{Decision, Prepare};
+
+use crate::config::{Database, ParticipantConfig};
+use crate::postgres::PostgresResource;
+use crate::resource::{Effect, Fault, InDoubt, OpenError, Opening, Position, Prepared, Resource, SeedError, Unavailable};
+use crate::sqlite::SqliteResource;
+
+/// An opened database.
+#[expect(missing_docs)]
+pub enum OpenedResource {
+    Sqlite(SqliteResource),
+    Postgres(PostgresResource),
+}
+
+impl OpenedResource {
+    /// Opens the database that the configuration names.
+    pub async fn open(config: &ParticipantConfig, opening: Opening) -> Result<Self, OpenError> {
+        Ok(match &config.database {
+            Database::Sqlite(settings) => Self::Sqlite(SqliteResource::open(settings.clone(), opening).await?),
+            Database::Postgres(settings) => Self::Postgres(PostgresResource::open(settings.clone(), opening).await?),
+        })
+    }
+}
+
+impl Resource for OpenedResource {
+    fn ledger_id(&self) -> &str {
+        match self {
+            Self::Sqlite(resource) => resource.ledger_id(),
+            Self::Postgres(resource) => resource.ledger_id(),
+        }
+    }
+
+    async fn prepare(&self, batch: Vec<Arc<Prepare>>) -> Result<Vec<Prepared>, Unavailable> {
+        match self {
+            Self::Sqlite(resource) => resource.prepare(batch).await,
+            Self::Postgres(resource) => resource.prepare(batch).await,
+        }
+    }
+
+    async fn commit(&self, batch: Vec<Arc<Decision>>) -> Result<Vec<Result<Effect, Fault>>, Unavailable> {
+        match self {
+            Self::Sqlite(resource) => resource.commit(batch).await,
+            Self::Postgres(resource) => resource.commit(batch).await,
+        }
+    }
+
+    async fn abort(&self, batch: Vec<Arc<Decision>>) -> Result<Vec<Result<Effect, Fault>>, Unavailable> {
+        match self {
+            Self::Sqlite(resource) => resource.abort(batch).await,
+            Self::Postgres(resource) => resource.abort(batch).await,
+        }
+    }
+
+    async fn in_doubt(&self) -> Result<Vec<InDoubt>, Unavailable> {
+        match self {
+            Self::Sqlite(resource) => resource.in_doubt().await,
+            Self::Postgres(resource) => resource.in_doubt().await,
+        }
+    }
+
+    async fn load_positions(&self, topic: String) -> Result<Vec<Position>, Unavailable> {
+        match self {
+            Self::Sqlite(resource) => resource.load_positions(topic).await,
+            Self::Postgres(resource) => resource.load_positions(topic).await,
+        }
+    }
+
+    async fn store_positions(&self, positions: Vec<Position>) -> Result<(), Unavailable> {
+        match self {
+            Self::Sqlite(resource) => resource.store_positions(positions).await,
+            Self::Postgres(resource) => resource.store_positions(positions).await,
+        }
+    }
+
+    async fn seed(&self, name: String, payloads: Vec<Box<RawValue>>) -> Result<u64, SeedError> {
+        match self {
+            Self::Sqlite(resource) => resource.seed(name, payloads).await,
+            Self::Postgres(resource) => resource.seed(name, payloads).await,
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! What a database must be able to do to take part, and what the service may rely on.
+//!
+//! A resource keeps the *ledger*, a table in the same database that changes in the same local transaction as the
+//! business rows. Whatever a resource is asked may be asked again at any time, by another process too; the ledger makes
+//! a repeat harmless.
+//!
+//! Three kinds of answers, by what the caller does next:
+//!
+//! - an answer of the branch: [`Answer`] or [`Effect`]. It is durable when it is returned;
+//! - a [`Fault`]: something that must not happen. Nothing was changed; the shard stops;
+//! - [`Unavailable`]: nobody knows what was done. The caller asks again, with the same, until there is an answer. No vote is
+//!   cast about it: a silent participant expires.
+//!
+//! Text of a database's errors holds row values, so it is neither returned nor logged: only its code is.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::value::RawValue;
+use suture_contract::ids::{LogLetters, Shard, Txid};
+use suture_contract::messages::{Decision, Prepare};
+use suture_participants_core::branch::{Answer, Violation};
+use suture_participants_core::gid::Owner;
+use suture_participants_core::operations::{Operation, Seed};
+
+/// A database that takes part in transactions.
+pub trait Resource: Send + Sync + 'static {
+    /// The name of this ledger, made when it was created. Stands beside every acknowledgement.
+    fn ledger_id(&self) -> &str;
+
+    /// Prepares branches, in order. Yes only for what survives a crash. One answer each, in order.
+    fn prepare(&self, batch: Vec<Arc<Prepare>>)
+    -> impl Future<Output = Result<Vec<Prepared>, Unavailable>> + Send;
+
+    /// Commits branches. No txid twice in a batch. One answer each, in order.
+    fn commit(
+        &self,
+        batch: Vec<Arc<Decision>>,
+    ) -> impl Future<Output = Result<Vec<Result<Effect, Fault>>, Unavailable>> + Send;
+
+    /// Aborts branches. No txid twice in a batch. One answer each, in order.
+    fn abort(
+        &self,
+        batch: Vec<Arc<Decision>>,
+    ) -> impl Future<Output = Result<Vec<Result<Effect, Fault>>, Unavailable>> + Send;
+
+    /// What said yes here and has no decision yet.
+    fn in_doubt(&self) -> impl Future<Output = Result<Vec<InDoubt>, Unavailable>> + Send;
+
+    /// All positions that were ever stored for a topic.
+    fn load_positions(&self, topic: String) -> impl Future<Output = Result<Vec<Position>, Unavailable>> + Send;
+
+    /// Stores positions, in a local transaction of their own. A stored position never goes back.
+    fn store_positions(&self, positions: Vec<Position>) -> impl Future<Output = Result<(), Unavailable>> + Send;
+
+    /// Runs a seed for each payload, in one local transaction. Answers how many rows were inserted.
+    fn seed(
+        &self,
+        name: String,
+        payloads: Vec<Box<RawValue>>,
+    ) -> impl Future<Output = Result<u64, SeedError>> + Send;
+}
+
+/// What became of a prepare.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Prepared {
+    /// Durable, to be voted.
+    Answer(Answer),
+    /// Not tried: as many branches as may be are in doubt. To be asked again when decisions have come.
+    Later,
+    /// The shard stops.
+    Fault(Fault),
+}
+
+/// What a decision did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Effect {
+    /// The branch was in doubt and is finished.
+    Finished,
+    /// An abort whose prepare never ran here; it has its row now.
+    NotedAbort,
+    /// Nothing was to be done.
+    Repeated,
+}
+
+/// Something that must not happen. It changed nothing, and the shard stops.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// Against the ledger.
+    #[error(transparent)]
+    Violation(#[from] Violation),
+    /// A confirm or cancel step failed, which must be able to run whatever comes.
+    #[error("{place} failed ({code}); mend the step or the rows it needs, then start again")]
+    Finish {
+        /// The step's place in the configuration.
+        place: String,
+        /// The database's code, or the number of rows.
+        code: String,
+    },
+    /// The branch's operation is no longer configured.
+    #[error("operation {operation} is not configured any more; restore it, then start again")]
+    NoOperation {
+        /// Its name.
+        operation: String,
+    },
+    /// The ledger holds what no version of Suture wrote.
+    #[error("the ledger row cannot be read")]
+    BrokenRow,
+}
+
+/// The database did not answer, or not in a way that says what was done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the database is unavailable while {doing} ({code})")]
+pub struct Unavailable {
+    /// What was tried.
+    pub doing: &'static str,
+    /// SQLSTATE or SQLite's number; never text.
+    pub code: String,
+}
+
+/// A branch that waits for its decision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InDoubt {
+    /// Which.
+    pub txid: Txid,
+    /// Since when, by the database's clock.
+    pub age: Option<Duration>,
+}
+
+/// How far a log was worked off.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Position {
+    /// The topic's full name.
+    pub topic: String,
+    /// Which incarnation of it.
+    pub letters: LogLetters,
+    /// Its partition.
+    pub shard: Shard,
+    /// Everything below is done.
+    pub next_offset: u64,
+}
+
+/// What a resource is opened with.
+#[derive(Debug, Clone)]
+pub struct Opening {
+    /// Whose ledger it must be.
+    pub owner: Owner,
+    /// The fingerprint of the identity key that made the business keys; another one in the ledger is refused. `None`:
+    /// not checked, for a participant who never sees the key's owner.
+    pub identity_fingerprint: Option<String>,
+    /// A script that creates the business tables where they are missing.
+    pub schema: Option<String>,
+    /// What may be prepared.
+    pub operations: BTreeMap<String, Operation>,
+    /// What may be seeded.
+    pub seeds: BTreeMap<String, Seed>,
+}
+
+/// Why a resource was not opened.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// A setting with which an answer would not be durable.
+    #[error("{setting} is {value}: {remedy}")]
+    Need {
+        /// The setting.
+        setting: &'static str,
+        /// What it is.
+        value: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// The ledger is somebody else's.
+    #[error("the ledger's {what} is {found}, not {wanted}: this is another participant's database, or the wrong key")]
+    Foreign {
+        /// Which of its marks.
+        what: &'static str,
+        /// What the ledger says.
+        found: String,
+        /// What was expected.
+        wanted: String,
+    },
+    /// A statement does not fit the tables.
+    #[error("{place} does not fit the tables ({code}): correct the SQL, or apply the schema file")]
+    Statement {
+        /// The step's place in the configuration.
+        place: String,
+        /// The database's code.
+        code: String,
+    },
+    /// The schema script failed.
+    #[error("the schema file failed ({code})")]
+    Schema {
+        /// The database's code.
+        code: String,
+    },
+    /// Branches are in doubt whose operation is not configured.
+    #[error("branches are in doubt whose operation {operation} is not configured: restore it until they are decided")]
+    NoOperation {
+        /// Its name.
+        operation: String,
+    },
+    /// The database does not answer.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+}
+
+/// Why nothing was seeded.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SeedError {
+    /// No such seed.
+    #[error("seed.{0} is not configured")]
+    Unknown(String),
+    /// A payload does not fit.
+    #[error("payload {index} of the seed is {code} (parameter {parameter:?})")]
+    Unusable {
+        /// Which, from 0.
+        index: usize,
+        /// Why.
+        code: String,
+        /// The parameter at fault.
+        parameter: Option<String>,
+    },
+    /// A statement failed.
+    #[error("{place} failed ({code})")]
+    Failed {
+        /// The step's place in the configuration.
+        place: String,
+        /// The database's code, or the number of rows.
+        code: String,
+    },
+    /// The database does not answer.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+}
+
+impl Unavailable {
+    /// From a code, which holds no row values.
+    pub fn new(doing: &'static str, code: impl fmt::Display) -> Self {
+        Self { doing, code: code.to_string() }
+    }
+}

@@ -1,0 +1,1034 @@
+//! The loop between Kafka and a database.
+//!
+//! ```text
+//! suture.prepare.<participant> -> queue -> Resource::prepare -> vote appended -> acknowledged -> position on prepares
+//! suture.decisions             -> queue -> Resource::commit, abort (durable)  -------------> position on decisions
+//!                              positions: a row in the database, then the group's offset, with the ledger's id beside it
+//! ```
+//!
+//! - Two pipelines that never wait for each other: each has its own reader, and the resource its own connections.
+//! - **The database's own row alone says where to start.** The group's offset follows it, for acknowledgement and for
+//!   Kafka's tools. Without a row for these letters the log is read from its start. Letters that are new while a branch
+//!   of other letters is in doubt: refused, for its decision may have died with the old log.
+//! - **Taking a shard**: decisions first, to the end that they have then; only then its prepares. So what was decided
+//!   while we were away is known before anything is prepared.
+//! - The position on prepares moves only past prepares whose vote is acknowledged, the one on decisions only past what
+//!   is durable. Everything is done again after a crash, and the ledger makes that harmless. For the same reason a shard that
+//!   goes to another instance is simply let go, in whatever state.
+//! - **What must not happen stops the shard** (a fault of the ledger, an unreadable decision, a newer version): one error,
+//!   nothing is acknowledged past it, the other shards go on. It stays stopped until the process starts anew.
+//! - A database that does not answer is asked again for as long as it takes. Nothing is voted meanwhile.
+//!
+//! One task owns all state. It selects one event, changes the state, and starts what follows as a job; a job only asks
+//! the database, and its end is an event again.
+//!
+//! Left out: parking (ordered keys), inquiry, sweep, restore.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use suture_contract::codec::encode;
+use suture_contract::ids::{LogLetters, Participant, Shard, Txid};
+use suture_contract::messages::{Ballot, Decision, Prepare, Verdict, Vote, Voter};
+use suture_contract::topic_map::{Topic, participant_group};
+use suture_participants_core::branch::Answer;
+use suture_participants_core::progress::Progress;
+use suture_topics::failure::KafkaFailure;
+use suture_topics::membership::{Commit, CommitError, MemberEvent, Membership};
+use suture_topics::outbox::{Delivery, Failure, Outbox};
+use suture_topics::probe::Probe;
+use suture_topics::reader::{Reader, ReaderEvent};
+use suture_topics::record::Record;
+use suture_topics::settings::KafkaSettings;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+
+use crate::envelope::{Read, read_decision, read_prepare};
+use crate::resource::{Effect, Fault, InDoubt, Position, Prepared, Resource, Unavailable};
+
+/// Most branches in one job; more only wait for each other.
+const PREPARE_BATCH: usize = 128;
+const DECISION_BATCH: usize = 512;
+
+/// Jobs that prepare at once, so that one that waits for a lock holds up only its own batch.
+const PREPARE_JOBS: usize = 4;
+
+/// How often positions are stored; between two times a crash costs only repeats.
+const STORE_EVERY: Duration = Duration::from_millis(100);
+
+/// How often the summary is logged.
+const SUMMARY_EVERY: Duration = Duration::from_secs(60);
+
+/// How long a failed question to Kafka or the database rests.
+const RETRY_AFTER: Duration = Duration::from_millis(250);
+
+/// How long a stopping service waits for what it has begun, for each of jobs, reports and Kafka.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Why a participant ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// Kafka cannot be used.
+    #[error(transparent)]
+    Kafka(#[from] KafkaFailure),
+    /// A topic is missing or has another number of partitions.
+    #[error("{0}: run `suture topics apply`")]
+    Topics(String),
+    /// A vote cannot be written.
+    #[error("a vote cannot be appended to {topic}: {failure}")]
+    Votes {
+        /// Where to.
+        topic: String,
+        /// Why not.
+        failure: Failure,
+    },
+    /// A position cannot be committed.
+    #[error("an acknowledgement cannot be committed: {0}")]
+    Acknowledgement(CommitError),
+    /// Branches are in doubt whose decision belongs to another log.
+    #[error(
+        "{} branches are in doubt whose requests or decisions stood in topics that are gone ({}): restore the topics, or \
+         decide them by hand",
+        txids.len(),
+        list(txids)
+    )]
+    ForeignInDoubt {
+        /// Which.
+        txids: Vec<Txid>,
+    },
+    /// The database did not answer at the start.
+    #[error(transparent)]
+    Database(#[from] Unavailable),
+    /// A job of this process panicked.
+    #[error("a job ended unexpectedly")]
+    Job,
+}
+
+/// Serves until `shutdown` says true (or nobody can say it any more), then drains and leaves the group.
+pub async fn run<R: Resource>(
+    kafka: &KafkaSettings,
+    participant: &Participant,
+    resource: Arc<R>,
+    mut shutdown: watch::Receiver<bool>,
+) -> Result<(), ServiceError> {
+    let names = Names::new(kafka, participant);
+    let probe = Arc::new(Probe::start(kafka)?);
+    let letters = {
+        let (probe, names, partitions) = (Arc::clone(&probe), names.clone(), kafka.partitions);
+        blocking(move || look_at_topics(&probe, &names, partitions)).await??
+    };
+    refuse_foreign(&*resource, &names, &letters).await?;
+
+    let (reports, delivered) = mpsc::unbounded_channel();
+    // The receiver outlives the producer, except when the service has ended already.
+    let outbox = Outbox::start(kafka, &format!("participant-{participant}"), move |report| drop(reports.send(report)))?;
+    let (prepare_sender, prepare_events) = mpsc::channel(4);
+    let (decision_sender, decision_events) = mpsc::channel(4);
+    let (member_sender, member_events) = mpsc::channel(16);
+    let group = participant_group(&kafka.prefix, participant);
+    let prepares = Reader::start(kafka, &group, prepare_sender)?;
+    let decisions = Reader::start(kafka, &group, decision_sender)?;
+    let subscription = [names.prepares.clone(), names.decisions.clone()];
+    let membership = Membership::start(kafka, &group, &subscription, member_sender)?;
+    tracing::info!(%participant, group, ledger = resource.ledger_id(), "participant started");
+
+    let mut service = Service {
+        participant: participant.clone(),
+        names,
+        letters,
+        resource,
+        probe,
+        outbox,
+        prepares,
+        decisions,
+        membership,
+        shards: BTreeMap::new(),
+        prepare_queue: VecDeque::new(),
+        prepare_jobs: JoinSet::new(),
+        is_full: false,
+        decision_queue: VecDeque::new(),
+        decision_job: JoinSet::new(),
+        take_jobs: JoinSet::new(),
+        takes: 0,
+        store_job: JoinSet::new(),
+        commit_job: JoinSet::new(),
+        summary_job: JoinSet::new(),
+        votes: HashMap::new(),
+        last_vote: 0,
+        unsent: VecDeque::new(),
+        noted_aborts: 0,
+    };
+    let mut inbox = Inbox { prepare_events, decision_events, member_events, delivered };
+    let served = service.serve(&mut inbox, &mut shutdown).await;
+    service.drain(inbox).await;
+    served
+}
+
+/// The names of the topics that a participant meets.
+#[derive(Debug, Clone)]
+struct Names {
+    requests: String,
+    prepares: String,
+    votes: String,
+    decisions: String,
+}
+
+impl Names {
+    fn new(kafka: &KafkaSettings, participant: &Participant) -> Self {
+        let name = |topic: Topic| topic.name(&kafka.prefix);
+        Self {
+            requests: name(Topic::Requests),
+            prepares: name(Topic::Prepare(participant.clone())),
+            votes: name(Topic::Votes(participant.clone())),
+            decisions: name(Topic::Decisions),
+        }
+    }
+}
+
+/// Which incarnations of the topics there are now.
+#[derive(Debug, Clone, Copy)]
+struct Letters {
+    requests: LogLetters,
+    prepares: LogLetters,
+    decisions: LogLetters,
+}
+
+fn look_at_topics(probe: &Probe, names: &Names, partitions: u16) -> Result<Letters, ServiceError> {
+    let found = again(|| probe.topics())?;
+    for name in [&names.requests, &names.prepares, &names.votes, &names.decisions] {
+        match found.get(name) {
+            None => return Err(ServiceError::Topics(format!("topic {name} does not exist"))),
+            Some(info) if info.partitions != partitions => {
+                let problem = format!("topic {name} has {} partitions, not {partitions}", info.partitions);
+                return Err(ServiceError::Topics(problem));
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(Letters {
+        requests: again(|| probe.letters(&names.requests))?,
+        prepares: again(|| probe.letters(&names.prepares))?,
+        decisions: again(|| probe.letters(&names.decisions))?,
+    })
+}
+
+/// Some times more while the failure is a passing one. Blocks.
+fn again<T>(mut ask: impl FnMut() -> Result<T, KafkaFailure>) -> Result<T, KafkaFailure> {
+    for _ in 0..20 {
+        match ask() {
+            Err(KafkaFailure::Again(reason)) => tracing::debug!(reason, "asking Kafka again"),
+            answer => return answer,
+        }
+        std::thread::sleep(RETRY_AFTER);
+    }
+    ask()
+}
+
+/// A branch of another requests log will never be decided in this one; neither will any, if the decision log is new.
+async fn refuse_foreign<R: Resource>(resource: &R, names: &Names, letters: &Letters) -> Result<(), ServiceError> {
+    let in_doubt = resource.in_doubt().await?;
+    let known = resource.load_positions(names.decisions.clone()).await?;
+    let is_new_log = !known.is_empty() && known.iter().all(|position| position.letters != letters.decisions);
+    let foreign = |waiting: &InDoubt| is_new_log || waiting.txid.log != letters.requests;
+    let txids: Vec<Txid> = in_doubt.iter().filter(|waiting| foreign(waiting)).map(|waiting| waiting.txid).collect();
+    if txids.is_empty() { Ok(()) } else { Err(ServiceError::ForeignInDoubt { txids }) }
+}
+
+/// What comes from outside.
+struct Inbox {
+    prepare_events: mpsc::Receiver<ReaderEvent>,
+    decision_events: mpsc::Receiver<ReaderEvent>,
+    member_events: mpsc::Receiver<MemberEvent>,
+    delivered: mpsc::UnboundedReceiver<Delivery>,
+}
+
+struct Service<R> {
+    participant: Participant,
+    names: Names,
+    letters: Letters,
+    resource: Arc<R>,
+    probe: Arc<Probe>,
+    outbox: Outbox,
+    prepares: Reader,
+    decisions: Reader,
+    membership: Membership,
+
+    shards: BTreeMap<Shard, ShardState>,
+    prepare_queue: VecDeque<Job<Prepare>>,
+    prepare_jobs: JoinSet<Vec<(Job<Prepare>, Prepared)>>,
+    /// The resource takes no more branches before some are decided.
+    is_full: bool,
+    decision_queue: VecDeque<Job<Decision>>,
+    decision_job: JoinSet<Vec<(Job<Decision>, Result<Effect, Fault>)>>,
+    take_jobs: JoinSet<(u64, Result<Vec<Taken>, ServiceError>)>,
+    /// Counts takes, so that an answer to an old one is known.
+    takes: u64,
+    store_job: JoinSet<Vec<Position>>,
+    commit_job: JoinSet<(Vec<Commit>, Result<(), CommitError>)>,
+    summary_job: JoinSet<()>,
+    /// Votes whose append is not acknowledged, by token.
+    votes: HashMap<u64, PendingVote>,
+    last_vote: u64,
+    /// Votes that wait for room in the outbox.
+    unsent: VecDeque<u64>,
+    /// Aborts of prepares that never ran here, since they were last told.
+    noted_aborts: u64,
+}
+
+/// A message, and where it was read.
+#[derive(Clone)]
+struct Job<M> {
+    shard: Shard,
+    offset: u64,
+    message: Arc<M>,
+    traceparent: Option<String>,
+}
+
+struct PendingVote {
+    shard: Shard,
+    /// Of the prepare that it answers.
+    offset: u64,
+    txid: Txid,
+    value: Vec<u8>,
+    traceparent: Option<String>,
+}
+
+/// A shard that is ours.
+struct ShardState {
+    phase: Phase,
+    prepares: Track,
+    decisions: Track,
+}
+
+/// Goes from taking to catching up to live; to stopped from anywhere, and stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Its positions are being looked up, by the take of this number.
+    Taking(u64),
+    /// Decisions are read to the end that they had.
+    CatchingUp { end: u64 },
+    /// Prepares are read too.
+    Live,
+    /// Something happened that must not.
+    Stopped,
+}
+
+/// One log of one shard.
+struct Track {
+    progress: Progress,
+    /// Records are ignored until the reader stands here.
+    awaits: Option<u64>,
+    /// What the database's row says.
+    stored: Option<u64>,
+    /// What the group's offset says.
+    committed: Option<u64>,
+}
+
+/// Where to read a shard from.
+#[derive(Debug)]
+struct Taken {
+    shard: Shard,
+    prepares: u64,
+    decisions: u64,
+    decisions_end: u64,
+    /// Why it cannot be read.
+    problem: Option<String>,
+}
+
+impl<R: Resource> Service<R> {
+    async fn serve(
+        &mut self,
+        inbox: &mut Inbox,
+        shutdown: &mut watch::Receiver<bool>,
+    ) -> Result<(), ServiceError> {
+        let mut store = interval(STORE_EVERY);
+        store.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut summary = interval(SUMMARY_EVERY);
+        summary.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        summary.tick().await;
+        loop {
+            tokio::select! {
+                // Whoever held the sender is gone: that is a shutdown too.
+                _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
+                Some(event) = inbox.member_events.recv() => self.on_member(event)?,
+                Some(event) = inbox.decision_events.recv(), if self.decision_queue.is_empty() => {
+                    self.on_decisions(event)?;
+                }
+                Some(event) = inbox.prepare_events.recv(), if self.prepare_queue.is_empty() => {
+                    self.on_prepares(event)?;
+                }
+                Some(report) = inbox.delivered.recv() => self.on_delivery(report)?,
+                Some(decided) = self.decision_job.join_next() => self.on_decided(decided.map_err(|_| ServiceError::Job)?),
+                Some(prepared) = self.prepare_jobs.join_next() => self.on_prepared(prepared.map_err(|_| ServiceError::Job)?),
+                Some(taken) = self.take_jobs.join_next() => self.on_taken(taken.map_err(|_| ServiceError::Job)?)?,
+                Some(stored) = self.store_job.join_next() => self.on_stored(stored.map_err(|_| ServiceError::Job)?),
+                Some(committed) = self.commit_job.join_next() => {
+                    self.on_committed(committed.map_err(|_| ServiceError::Job)?)?;
+                }
+                Some(_) = self.summary_job.join_next() => {}
+                _ = store.tick() => {
+                    self.is_full = false;
+                    self.send_unsent();
+                    self.store_positions();
+                }
+                _ = summary.tick() => self.summarise(),
+            }
+            self.start_decisions();
+            self.start_prepares();
+        }
+    }
+
+    // ---- shards ------------------------------------------------------------------------------------------------------
+
+    fn on_member(&mut self, event: MemberEvent) -> Result<(), ServiceError> {
+        match event {
+            MemberEvent::Assigned(partitions) => self.on_assigned(&partitions),
+            // What comes back with the next assignment simply goes on; what does not is let go then. Meanwhile nothing
+            // that we do is wrong, for the ledger does not care who does it.
+            MemberEvent::Revoked(_) => {}
+            MemberEvent::Lost => tracing::warn!(participant = %self.participant, "the group went on without us; joining again"),
+            MemberEvent::Failed(failure) => return Err(failure.into()),
+        }
+        Ok(())
+    }
+
+    fn on_assigned(&mut self, partitions: &[(String, i32)]) {
+        let of_decisions = partitions.iter().filter(|(topic, _)| *topic == self.names.decisions);
+        let ours: Vec<Shard> = of_decisions.filter_map(|(_, partition)| Shard::of_partition(*partition)).collect();
+        let gone: Vec<Shard> = self.shards.keys().filter(|shard| !ours.contains(shard)).copied().collect();
+        for shard in &gone {
+            self.stop_reading(*shard);
+            self.shards.remove(shard);
+        }
+        let new: Vec<Shard> = ours.iter().filter(|shard| !self.shards.contains_key(shard)).copied().collect();
+        tracing::info!(participant = %self.participant, shards = ours.len(), new = new.len(), gone = gone.len(), "shards assigned");
+        self.take(new);
+    }
+
+    /// Looks up from where to read these shards.
+    fn take(&mut self, shards: Vec<Shard>) {
+        if shards.is_empty() {
+            return;
+        }
+        self.takes += 1;
+        for shard in &shards {
+            let state = ShardState {
+                phase: Phase::Taking(self.takes),
+                prepares: Track::starting_at(0),
+                decisions: Track::starting_at(0),
+            };
+            self.shards.insert(*shard, state);
+        }
+        let (take, resource, probe) = (self.takes, Arc::clone(&self.resource), Arc::clone(&self.probe));
+        let (names, letters) = (self.names.clone(), self.letters);
+        self.take_jobs.spawn(async move { (take, look_up(&*resource, probe, names, letters, shards).await) });
+    }
+
+    fn on_taken(&mut self, (take, taken): (u64, Result<Vec<Taken>, ServiceError>)) -> Result<(), ServiceError> {
+        for taken in taken? {
+            let shard = taken.shard;
+            let Some(state) = self.shards.get_mut(&shard).filter(|state| state.phase == Phase::Taking(take)) else {
+                continue;
+            };
+            if let Some(problem) = taken.problem {
+                self.stop(shard, None, &problem);
+                continue;
+            }
+            state.prepares = Track::starting_at(taken.prepares);
+            state.decisions = Track::starting_at(taken.decisions);
+            state.decisions.awaits = Some(taken.decisions);
+            state.phase = Phase::CatchingUp { end: taken.decisions_end };
+            self.decisions.add(&[(&self.names.decisions, shard.partition(), taken.decisions)]);
+            self.go_live_if_caught_up(shard);
+        }
+        Ok(())
+    }
+
+    /// All decisions that there were are durable here: now its prepares may come.
+    fn go_live_if_caught_up(&mut self, shard: Shard) {
+        let Some(state) = self.shards.get_mut(&shard) else { return };
+        let Phase::CatchingUp { end } = state.phase else { return };
+        if state.decisions.progress.position() < end {
+            return;
+        }
+        state.phase = Phase::Live;
+        let from = state.prepares.progress.position();
+        state.prepares.awaits = Some(from);
+        self.prepares.add(&[(&self.names.prepares, shard.partition(), from)]);
+        let catching_up = |state: &ShardState| matches!(state.phase, Phase::Taking(_) | Phase::CatchingUp { .. });
+        if !self.shards.values().any(catching_up) {
+            self.tell_noted_aborts();
+        }
+    }
+
+    fn stop(&mut self, shard: Shard, txid: Option<Txid>, problem: &str) {
+        let Some(state) = self.shards.get_mut(&shard).filter(|state| state.phase != Phase::Stopped) else { return };
+        state.phase = Phase::Stopped;
+        let txid = txid.map(|txid| txid.to_string());
+        tracing::error!(
+            participant = %self.participant, %shard, txid, problem,
+            "shard stopped: nothing behind this is acknowledged; the other shards go on"
+        );
+        self.stop_reading(shard);
+    }
+
+    fn stop_reading(&self, shard: Shard) {
+        self.prepares.remove(&[(&self.names.prepares, shard.partition())]);
+        self.decisions.remove(&[(&self.names.decisions, shard.partition())]);
+    }
+
+    // ---- decisions ---------------------------------------------------------------------------------------------------
+
+    fn on_decisions(&mut self, event: ReaderEvent) -> Result<(), ServiceError> {
+        match event {
+            ReaderEvent::Records(records) => records.into_iter().for_each(|record| self.on_decision(&record)),
+            ReaderEvent::Positioned { partition, offset, .. } => {
+                if let Some(state) = self.state_of(partition) {
+                    state.decisions.positioned(offset);
+                }
+            }
+            ReaderEvent::OutOfRange { partition, .. } => {
+                if let Some(shard) = Shard::of_partition(partition) {
+                    self.stop(shard, None, "our position on the decisions lies outside the log: decisions are missing");
+                }
+            }
+            ReaderEvent::Failed(failure) => return Err(failure.into()),
+        }
+        Ok(())
+    }
+
+    fn on_decision(&mut self, record: &Record) {
+        let participant = self.participant.clone();
+        let Some(state) = self.state_of(record.partition) else { return };
+        if !state.decisions.takes(record) {
+            return;
+        }
+        let Some(shard) = Shard::of_partition(record.partition) else { return };
+        match read_decision(record, &participant) {
+            Read::Ours(message) => {
+                self.decision_queue.push_back(Job { shard, offset: record.offset, message, traceparent: None });
+            }
+            Read::Passed | Read::Odd(_) => {
+                state.decisions.progress.done(record.offset);
+                self.go_live_if_caught_up(shard);
+            }
+            Read::Stop(why) => {
+                let problem = format!("the decision at offset {} is {why}; it is never skipped", record.offset);
+                self.stop(shard, None, &problem);
+            }
+        }
+    }
+
+    fn start_decisions(&mut self) {
+        if !self.decision_job.is_empty() || self.decision_queue.is_empty() {
+            return;
+        }
+        let batch = take_batch(&mut self.decision_queue, DECISION_BATCH, &self.shards);
+        if !batch.is_empty() {
+            let resource = Arc::clone(&self.resource);
+            self.decision_job.spawn(async move { decide(&*resource, batch).await });
+        }
+    }
+
+    fn on_decided(&mut self, decided: Vec<(Job<Decision>, Result<Effect, Fault>)>) {
+        for (job, decided) in decided {
+            let Job { shard, offset, message, .. } = job;
+            match decided {
+                Ok(effect) => {
+                    self.noted_aborts += u64::from(effect == Effect::NotedAbort);
+                    self.is_full &= effect != Effect::Finished;
+                    if let Some(state) = self.shards.get_mut(&shard) {
+                        state.decisions.progress.done(offset);
+                    }
+                    self.go_live_if_caught_up(shard);
+                }
+                Err(fault) => self.stop(shard, Some(message.txid), &fault.to_string()),
+            }
+        }
+    }
+
+    // ---- prepares and votes ------------------------------------------------------------------------------------------
+
+    fn on_prepares(&mut self, event: ReaderEvent) -> Result<(), ServiceError> {
+        match event {
+            ReaderEvent::Records(records) => records.into_iter().for_each(|record| self.on_prepare(record)),
+            ReaderEvent::Positioned { partition, offset, .. } => {
+                if let Some(state) = self.state_of(partition) {
+                    state.prepares.positioned(offset);
+                }
+            }
+            // Trimmed below us, or truncated: taking the shard anew tells which.
+            ReaderEvent::OutOfRange { partition, .. } => {
+                if let Some(shard) = Shard::of_partition(partition).filter(|shard| self.is_running(*shard)) {
+                    self.stop_reading(shard);
+                    self.take(vec![shard]);
+                }
+            }
+            ReaderEvent::Failed(failure) => return Err(failure.into()),
+        }
+        Ok(())
+    }
+
+    fn on_prepare(&mut self, record: Record) {
+        let requests = self.letters.requests;
+        let Some(state) = self.state_of(record.partition) else { return };
+        if !state.prepares.takes(&record) {
+            return;
+        }
+        let Some(shard) = Shard::of_partition(record.partition) else { return };
+        let offset = record.offset;
+        match read_prepare(&record, requests) {
+            Read::Ours(message) => {
+                self.prepare_queue.push_back(Job { shard, offset, message, traceparent: record.traceparent });
+            }
+            Read::Passed => state.prepares.progress.done(offset),
+            Read::Odd(why) => {
+                state.prepares.progress.done(offset);
+                let participant = &self.participant;
+                tracing::warn!(%participant, %shard, offset, why, "a record on our prepare topic is passed without a vote");
+            }
+            Read::Stop(why) => self.stop(shard, None, &format!("the prepare at offset {offset} is {why}")),
+        }
+    }
+
+    fn start_prepares(&mut self) {
+        while self.prepare_jobs.len() < PREPARE_JOBS && !self.prepare_queue.is_empty() && !self.is_full {
+            let batch = take_batch(&mut self.prepare_queue, PREPARE_BATCH, &self.shards);
+            if !batch.is_empty() {
+                let resource = Arc::clone(&self.resource);
+                self.prepare_jobs.spawn(async move { prepare(&*resource, batch).await });
+            }
+        }
+    }
+
+    /// The answers are durable: now, and not before, the votes may leave.
+    fn on_prepared(&mut self, prepared: Vec<(Job<Prepare>, Prepared)>) {
+        let mut later = Vec::new();
+        for (job, prepared) in prepared {
+            match prepared {
+                Prepared::Answer(answer) => self.vote(job, answer),
+                Prepared::Later => later.push(job),
+                Prepared::Fault(fault) => self.stop(job.shard, Some(job.message.txid), &fault.to_string()),
+            }
+        }
+        self.is_full |= !later.is_empty();
+        for job in later.into_iter().rev() {
+            self.prepare_queue.push_front(job);
+        }
+    }
+
+    fn vote(&mut self, job: Job<Prepare>, answer: Answer) {
+        let (vote, refusal) = match answer {
+            Answer::Yes => (Ballot::Yes, None),
+            Answer::No(refusal) => (Ballot::No, Some(refusal)),
+        };
+        let txid = job.message.txid;
+        let vote = Vote {
+            txid,
+            participant: self.participant.clone(),
+            vote,
+            hash: job.message.hash,
+            by: Voter::Participant,
+            duplicate_of: refusal.as_ref().and_then(|refusal| refusal.duplicate_of),
+            code: refusal.map(|refusal| refusal.code),
+            inquiry: false,
+        };
+        tracing::debug!(participant = %self.participant, %txid, vote = ?vote.vote, code = ?vote.code, "voting");
+        self.last_vote += 1;
+        let pending = PendingVote {
+            shard: job.shard,
+            offset: job.offset,
+            txid,
+            value: encode(&vote),
+            traceparent: job.traceparent,
+        };
+        self.votes.insert(self.last_vote, pending);
+        self.unsent.push_back(self.last_vote);
+        self.send_unsent();
+    }
+
+    fn send_unsent(&mut self) {
+        while let Some(&token) = self.unsent.front() {
+            if let Some(vote) = self.votes.get(&token) {
+                let key = vote.txid.to_string();
+                let partition = vote.shard.partition();
+                let traceparent = vote.traceparent.as_deref();
+                let (topic, value) = (&self.names.votes, Some(vote.value.as_slice()));
+                if self.outbox.append(topic, partition, key.as_bytes(), value, "vote", traceparent, token).is_err() {
+                    return;
+                }
+            }
+            self.unsent.pop_front();
+        }
+    }
+
+    fn on_delivery(&mut self, Delivery { token, result }: Delivery) -> Result<(), ServiceError> {
+        match result {
+            Ok(_) => {
+                if let Some(vote) = self.votes.remove(&token)
+                    && let Some(state) = self.shards.get_mut(&vote.shard)
+                {
+                    state.prepares.progress.done(vote.offset);
+                }
+                self.send_unsent();
+                Ok(())
+            }
+            // Due again, with the next tick: the same vote.
+            Err(Failure::Again(reason)) => {
+                tracing::debug!(participant = %self.participant, reason, "a vote is appended again");
+                self.unsent.push_back(token);
+                Ok(())
+            }
+            Err(failure @ (Failure::Refused(_) | Failure::Fatal(_))) => {
+                Err(ServiceError::Votes { topic: self.names.votes.clone(), failure })
+            }
+        }
+    }
+
+    // ---- positions ---------------------------------------------------------------------------------------------------
+
+    /// The row in the database first.
+    fn store_positions(&mut self) {
+        if !self.store_job.is_empty() || !self.commit_job.is_empty() {
+            return;
+        }
+        let mut rows = Vec::new();
+        for (&shard, state) in &self.shards {
+            if matches!(state.phase, Phase::Taking(_)) {
+                continue;
+            }
+            let logs = [
+                (&self.names.prepares, self.letters.prepares, &state.prepares),
+                (&self.names.decisions, self.letters.decisions, &state.decisions),
+            ];
+            for (topic, letters, track) in logs {
+                let next_offset = track.progress.position();
+                if track.stored != Some(next_offset) {
+                    rows.push(Position { topic: topic.clone(), letters, shard, next_offset });
+                }
+            }
+        }
+        if rows.is_empty() {
+            return self.commit_positions();
+        }
+        let resource = Arc::clone(&self.resource);
+        self.store_job.spawn(async move {
+            until_answered(|| resource.store_positions(rows.clone())).await;
+            rows
+        });
+    }
+
+    fn on_stored(&mut self, rows: Vec<Position>) {
+        for Position { topic, shard, next_offset, .. } in rows {
+            if let Some(track) = self.track_of(&topic, shard) {
+                track.stored = Some(next_offset);
+            }
+        }
+        self.commit_positions();
+    }
+
+    /// The group's offset follows the row, with the ledger's id: that is the acknowledgement.
+    fn commit_positions(&mut self) {
+        let mut commits = Vec::new();
+        for (shard, state) in &self.shards {
+            let logs = [(&self.names.prepares, &state.prepares), (&self.names.decisions, &state.decisions)];
+            for (topic, track) in logs {
+                if let Some(offset) = track.stored.filter(|_| track.committed != track.stored) {
+                    let metadata = self.resource.ledger_id().to_string();
+                    commits.push(Commit { topic: topic.clone(), partition: shard.partition(), offset, metadata });
+                }
+            }
+        }
+        if !commits.is_empty() {
+            let committing = self.membership.commit_async(commits.clone());
+            self.commit_job.spawn(async move { (commits, committing.await) });
+        }
+    }
+
+    fn on_committed(&mut self, (commits, result): (Vec<Commit>, Result<(), CommitError>)) -> Result<(), ServiceError> {
+        match result {
+            Ok(()) => {
+                for Commit { topic, partition, offset, .. } in commits {
+                    if let Some(track) = Shard::of_partition(partition).and_then(|shard| self.track_of(&topic, shard)) {
+                        track.committed = Some(offset);
+                    }
+                }
+                Ok(())
+            }
+            // Due again, with the next tick, if the shard is still ours then.
+            Err(CommitError::NotMember(reason) | CommitError::Again(reason)) => {
+                tracing::debug!(participant = %self.participant, reason, "positions are committed again");
+                Ok(())
+            }
+            Err(error @ CommitError::Refused(_)) => Err(ServiceError::Acknowledgement(error)),
+        }
+    }
+
+    fn track_of(&mut self, topic: &str, shard: Shard) -> Option<&mut Track> {
+        let state = self.shards.get_mut(&shard)?;
+        Some(if *topic == self.names.decisions { &mut state.decisions } else { &mut state.prepares })
+    }
+
+    fn state_of(&mut self, partition: i32) -> Option<&mut ShardState> {
+        let shard = Shard::of_partition(partition)?;
+        self.shards.get_mut(&shard).filter(|state| state.phase != Phase::Stopped)
+    }
+
+    fn is_running(&self, shard: Shard) -> bool {
+        self.shards.get(&shard).is_some_and(|state| state.phase != Phase::Stopped)
+    }
+
+    // ---- what operators see ------------------------------------------------------------------------------------------
+
+    fn tell_noted_aborts(&mut self) {
+        let noted_aborts = std::mem::take(&mut self.noted_aborts);
+        if noted_aborts > 0 {
+            tracing::info!(
+                participant = %self.participant, noted_aborts,
+                "aborts were noted of transactions whose prepares never ran here; no business row was touched"
+            );
+        }
+    }
+
+    fn summarise(&mut self) {
+        if !self.summary_job.is_empty() {
+            return;
+        }
+        self.tell_noted_aborts();
+        let (participant, decisions) = (self.participant.clone(), self.names.decisions.clone());
+        let (resource, probe) = (Arc::clone(&self.resource), Arc::clone(&self.probe));
+        let open: usize = self.shards.values().map(|state| state.prepares.progress.open()).sum();
+        let stopped = self.shards.values().filter(|state| state.phase == Phase::Stopped).count();
+        let done: Vec<(Shard, u64)> =
+            self.shards.iter().map(|(shard, state)| (*shard, state.decisions.progress.position())).collect();
+        self.summary_job.spawn(async move {
+            let shards = done.len();
+            let lag = blocking(move || lag(&probe, &decisions, &done)).await.ok().flatten();
+            let in_doubt = resource.in_doubt().await.ok();
+            let oldest = in_doubt.iter().flatten().filter_map(|waiting| waiting.age).max().unwrap_or_default();
+            let in_doubt = in_doubt.map(|waiting| waiting.len());
+            tracing::info!(%participant, shards, stopped, open, in_doubt, oldest_s = oldest.as_secs(), lag, "summary");
+        });
+    }
+
+    // ---- the end -----------------------------------------------------------------------------------------------------
+
+    /// Finishes what has begun, acknowledges it, and leaves the group so that others take over at once.
+    async fn drain(mut self, inbox: Inbox) {
+        let Inbox { prepare_events, decision_events, member_events, mut delivered } = inbox;
+        // A reader that waits for room in its channel could not end.
+        drop((prepare_events, decision_events, member_events));
+        self.prepare_queue.clear();
+        self.decision_queue.clear();
+        if timeout(DRAIN, self.finish(&mut delivered)).await.is_err() {
+            tracing::warn!(participant = %self.participant, "the end was reached with work under way; it is done again at the next start");
+        }
+        let Self { participant, outbox, prepares, decisions, membership, .. } = self;
+        let left = blocking(move || {
+            let left = membership.leave(DRAIN);
+            prepares.close(DRAIN);
+            decisions.close(DRAIN);
+            let _ = outbox.close(DRAIN);
+            left
+        });
+        match left.await {
+            Ok(true) => tracing::info!(%participant, "participant ended"),
+            Ok(false) | Err(_) => tracing::warn!(%participant, "the group could not be left in time; its session runs out"),
+        }
+    }
+
+    async fn finish(&mut self, delivered: &mut mpsc::UnboundedReceiver<Delivery>) {
+        while let Some(decided) = self.decision_job.join_next().await {
+            self.on_decided(decided.unwrap_or_default());
+        }
+        while let Some(prepared) = self.prepare_jobs.join_next().await {
+            self.on_prepared(prepared.unwrap_or_default());
+        }
+        while !self.votes.is_empty() {
+            let Some(report) = delivered.recv().await else { break };
+            if self.on_delivery(report).is_err() {
+                break;
+            }
+            self.send_unsent();
+        }
+        // Twice: what is under way may be older than what is done.
+        for _ in 0..2 {
+            self.store_positions();
+            while let Some(stored) = self.store_job.join_next().await {
+                self.on_stored(stored.unwrap_or_default());
+            }
+            while let Some(committed) = self.commit_job.join_next().await {
+                drop(self.on_committed(committed.unwrap_or_else(|_| (Vec::new(), Ok(())))));
+            }
+        }
+    }
+}
+
+impl Track {
+    fn starting_at(position: u64) -> Self {
+        Self { progress: Progress::starting_at(position), awaits: None, stored: None, committed: None }
+    }
+
+    fn positioned(&mut self, offset: u64) {
+        if self.awaits == Some(offset) {
+            self.awaits = None;
+        }
+    }
+
+    /// Whether the record belongs to where we read now; it is open from then on.
+    fn takes(&mut self, record: &Record) -> bool {
+        let takes = self.awaits.is_none();
+        if takes {
+            self.progress.read(record.offset);
+        }
+        takes
+    }
+}
+
+/// The first messages whose shards still run.
+fn take_batch<M>(queue: &mut VecDeque<Job<M>>, most: usize, shards: &BTreeMap<Shard, ShardState>) -> Vec<Job<M>> {
+    let count = queue.len().min(most);
+    let runs = |job: &Job<M>| shards.get(&job.shard).is_some_and(|state| state.phase != Phase::Stopped);
+    queue.drain(..count).filter(runs).collect()
+}
+
+async fn prepare<R: Resource>(resource: &R, batch: Vec<Job<Prepare>>) -> Vec<(Job<Prepare>, Prepared)> {
+    let messages: Vec<Arc<Prepare>> = batch.iter().map(|job| Arc::clone(&job.message)).collect();
+    let prepared = until_answered(|| resource.prepare(messages.clone())).await;
+    batch.into_iter().zip(prepared).collect()
+}
+
+/// Carries out a batch in rounds: a txid that comes again waits for the round after, so that its order is the log's.
+async fn decide<R: Resource>(resource: &R, batch: Vec<Job<Decision>>) -> Vec<(Job<Decision>, Result<Effect, Fault>)> {
+    let mut decided = Vec::with_capacity(batch.len());
+    let mut rest = batch;
+    while !rest.is_empty() {
+        let mut seen = std::collections::BTreeSet::new();
+        let (round, again): (Vec<_>, Vec<_>) = rest.into_iter().partition(|job| seen.insert(job.message.txid));
+        rest = again;
+        let (commits, aborts): (Vec<_>, Vec<_>) =
+            round.into_iter().partition(|job| job.message.outcome == Verdict::Commit);
+        let messages = |jobs: &[Job<Decision>]| jobs.iter().map(|job| Arc::clone(&job.message)).collect::<Vec<_>>();
+        let (to_commit, to_abort) = (messages(&commits), messages(&aborts));
+        if !to_commit.is_empty() {
+            let committed = until_answered(|| resource.commit(to_commit.clone())).await;
+            decided.extend(commits.into_iter().zip(committed));
+        }
+        if !to_abort.is_empty() {
+            let aborted = until_answered(|| resource.abort(to_abort.clone())).await;
+            decided.extend(aborts.into_iter().zip(aborted));
+        }
+    }
+    decided
+}
+
+/// Asks the database until it answers. Says once that it does not, and once that it does again.
+async fn until_answered<T, F: Future<Output = Result<T, Unavailable>>>(mut ask: impl FnMut() -> F) -> T {
+    let mut is_away = false;
+    loop {
+        match ask().await {
+            Ok(answer) => {
+                if is_away {
+                    tracing::info!("the database answers again");
+                }
+                return answer;
+            }
+            Err(Unavailable { doing, code }) => {
+                if !is_away {
+                    tracing::warn!(doing, code, "the database is unavailable; asking until it answers");
+                }
+                is_away = true;
+                sleep(RETRY_AFTER).await;
+            }
+        }
+    }
+}
+
+/// Compares our own rows with the logs as they are.
+async fn look_up<R: Resource>(
+    resource: &R,
+    probe: Arc<Probe>,
+    names: Names,
+    letters: Letters,
+    shards: Vec<Shard>,
+) -> Result<Vec<Taken>, ServiceError> {
+    let of_prepares = until_answered(|| resource.load_positions(names.prepares.clone())).await;
+    let of_decisions = until_answered(|| resource.load_positions(names.decisions.clone())).await;
+    let own = |rows: &[Position], letters: LogLetters, shard: Shard| {
+        rows.iter().find(|row| row.letters == letters && row.shard == shard).map(|row| row.next_offset)
+    };
+    let wanted: Vec<(Shard, Option<u64>, Option<u64>)> = shards
+        .into_iter()
+        .map(|shard| {
+            (shard, own(&of_prepares, letters.prepares, shard), own(&of_decisions, letters.decisions, shard))
+        })
+        .collect();
+    blocking(move || {
+        let look = |&(shard, prepares, decisions): &(Shard, Option<u64>, Option<u64>)| {
+            take_from(&probe, &names, shard, prepares, decisions)
+        };
+        Ok(wanted.iter().map(look).collect::<Result<Vec<_>, _>>()?)
+    })
+    .await?
+}
+
+fn take_from(
+    probe: &Probe,
+    names: &Names,
+    shard: Shard,
+    prepares: Option<u64>,
+    decisions: Option<u64>,
+) -> Result<Taken, KafkaFailure> {
+    // A leader that was cut off shows an old end, so one that lies before our position is looked at again.
+    let range = |topic: &str, own: Option<u64>| {
+        let mut range = again(|| probe.watermarks(topic, shard.partition()))?;
+        for _ in 0..20 {
+            if own.is_none_or(|own| own <= range.1) {
+                break;
+            }
+            std::thread::sleep(RETRY_AFTER);
+            range = again(|| probe.watermarks(topic, shard.partition()))?;
+        }
+        Ok::<_, KafkaFailure>(range)
+    };
+    let (prepares_start, prepares_end) = range(&names.prepares, prepares)?;
+    let (decisions_start, decisions_end) = range(&names.decisions, decisions)?;
+    let outside = |topic: &str, own: u64, start: u64, end: u64| {
+        format!(
+            "our position {own} on {topic} lies outside the log ({start} to {end}): records are missing; compare the              topic with its backup before deleting the row in suture_positions"
+        )
+    };
+    let problem = match (prepares, decisions) {
+        (Some(own), _) if own > prepares_end => Some(outside(&names.prepares, own, prepares_start, prepares_end)),
+        (_, Some(own)) if own > decisions_end || own < decisions_start => {
+            Some(outside(&names.decisions, own, decisions_start, decisions_end))
+        }
+        _ => None,
+    };
+    // Prepares that were trimmed have expired long ago.
+    let prepares = prepares.unwrap_or(prepares_start).max(prepares_start);
+    Ok(Taken { shard, prepares, decisions: decisions.unwrap_or(decisions_start), decisions_end, problem })
+}
+
+/// Decisions that are not durable here yet. Blocks.
+fn lag(probe: &Probe, topic: &str, done: &[(Shard, u64)]) -> Option<u64> {
+    let behind = |&(shard, position): &(Shard, u64)| {
+        let (_, end) = probe.watermarks(topic, shard.partition()).ok()?;
+        Some(end.saturating_sub(position))
+    };
+    done.iter().map(behind).sum()
+}
+
+/// Runs what blocks on a thread that may.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ServiceError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| ServiceError::Job)
+}
+
+fn list(txids: &[Txid]) -> String {
+    const SHOWN: usize = 10;
+    let shown: Vec<String> = txids.iter().take(SHOWN).map(Txid::to_string).collect();
+    let more = if txids.len() > SHOWN { ", .." } else { "" };
+    format!("{}{more}", shown.join(", "))
+}

@@ -1,0 +1,352 @@
+//! What every resource must do, whatever the database: one suite, run on each.
+//!
+//! The business is a bank with one table of accounts and one of items. Money is conserved; an item carries its txid.
+
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::sync::Arc;
+
+use serde_json::value::RawValue;
+use suture_contract::ids::{Attempt, Deployment, LogLetters, Shard, Txid};
+use suture_contract::messages::{Decision, Prepare, Verdict};
+use suture_participants::resource::{Effect, Fault, Position, Prepared, Resource};
+use suture_participants_core::branch::{Answer, Wrong};
+
+/// A database for one test, which can be opened again and again.
+pub trait Bench {
+    type R: Resource;
+    /// Opens it, as a new process would.
+    async fn open(&self) -> Self::R;
+    /// One number, over a fresh connection.
+    async fn number(&self, sql: &str) -> i64;
+}
+
+pub fn deployment() -> Deployment {
+    "suture".parse().unwrap()
+}
+
+pub fn txid(n: u64) -> Txid {
+    format!("k3f9q-3-{n}").parse().unwrap()
+}
+
+/// A prepare of operation `put`: takes `amount` from `account` for the item `id`.
+pub fn put(n: u64, key: &str, id: &str, account: &str, amount: i64) -> Arc<Prepare> {
+    prepare(n, key, 1, &format!(r#"{{"id":"{id}","account":"{account}","amount":{amount}}}"#))
+}
+
+pub fn prepare(n: u64, key: &str, attempt: u32, payload: &str) -> Arc<Prepare> {
+    Arc::new(Prepare {
+        txid: txid(n),
+        business_key: key.parse().unwrap(),
+        attempt: Attempt::new(attempt).unwrap(),
+        operation: "put".to_string(),
+        payload: RawValue::from_string(payload.to_string()).unwrap(),
+        hash: hash(payload),
+        order_key: None,
+    })
+}
+
+/// Differs as the payload does.
+pub fn hash(payload: &str) -> suture_contract::ids::RequestHash {
+    let sum = payload.bytes().fold(7u128, |sum, b| sum.wrapping_mul(0x0100_0000_0000_0000_0000_013b).wrapping_add(b.into()));
+    format!("k1:{sum:032x}").parse().unwrap()
+}
+
+pub fn decision(of: &Prepare, outcome: Verdict) -> Arc<Decision> {
+    Arc::new(Decision {
+        txid: of.txid,
+        outcome,
+        participants: vec!["bank".parse().unwrap()],
+        business_key: of.business_key.clone(),
+        attempt: of.attempt,
+        hash: of.hash,
+    })
+}
+
+pub fn yes() -> Prepared {
+    Prepared::Answer(Answer::Yes)
+}
+
+/// The code of a no.
+pub fn code(prepared: &Prepared) -> &str {
+    match prepared {
+        Prepared::Answer(Answer::No(refusal)) => refusal.code.as_str(),
+        other => panic!("not a no: {other:?}"),
+    }
+}
+
+pub async fn prepare_one<R: Resource>(resource: &R, prepare: &Arc<Prepare>) -> Prepared {
+    let mut prepared = resource.prepare(vec![prepare.clone()]).await.unwrap();
+    assert_eq!(prepared.len(), 1);
+    prepared.remove(0)
+}
+
+pub async fn decide<R: Resource>(resource: &R, of: &Prepare, outcome: Verdict) -> Result<Effect, Fault> {
+    let batch = vec![decision(of, outcome)];
+    let mut decided = match outcome {
+        Verdict::Commit => resource.commit(batch).await.unwrap(),
+        Verdict::Abort => resource.abort(batch).await.unwrap(),
+    };
+    assert_eq!(decided.len(), 1);
+    decided.remove(0)
+}
+
+pub async fn commit<R: Resource>(resource: &R, of: &Prepare) -> Result<Effect, Fault> {
+    decide(resource, of, Verdict::Commit).await
+}
+
+pub async fn abort<R: Resource>(resource: &R, of: &Prepare) -> Result<Effect, Fault> {
+    decide(resource, of, Verdict::Abort).await
+}
+
+fn wrong(fault: Fault) -> Wrong {
+    match fault {
+        Fault::Violation(violation) => violation.wrong,
+        other => panic!("another fault: {other}"),
+    }
+}
+
+/// What the bank holds in all, wherever it stands. 1000 at the start of every test.
+pub const MONEY: &str =
+    "select cast(coalesce((select sum(balance + held) from account), 0) + coalesce((select sum(amount) from item where done), 0) as bigint)";
+const ITEMS: &str = "select count(*) from item";
+const DONE: &str = "select count(*) from item where done";
+const LEDGER: &str = "select count(*) from suture_ledger where state = 'STATE'";
+
+async fn states<B: Bench>(bench: &B, state: &str) -> i64 {
+    bench.number(&LEDGER.replace("STATE", state)).await
+}
+
+/// All of it. Each part begins where the one before ended, on one database with account `a` of 1000.
+pub async fn conforms<B: Bench>(bench: &B) {
+    a_yes_is_committed_once(bench).await;
+    a_yes_is_rolled_back(bench).await;
+    a_no_changes_nothing(bench).await;
+    business_keys_take_effect_once(bench).await;
+    an_abort_may_overtake_its_prepare(bench).await;
+    what_must_not_happen_stops(bench).await;
+    a_batch_holds_anything(bench).await;
+    positions_are_kept(bench).await;
+    seeds_insert_what_is_missing(bench).await;
+    assert_eq!(bench.number(MONEY).await, 1000);
+    assert_eq!(bench.number("select held from account where name = 'a'").await, 0, "nothing is in doubt");
+}
+
+async fn a_yes_is_committed_once<B: Bench>(bench: &B) {
+    let bank = bench.open().await;
+    let branch = put(1, "key-1", "i1", "a", 10);
+    assert_eq!(prepare_one(&bank, &branch).await, yes());
+    assert_eq!(bench.number(DONE).await, 0, "no effect before the decision");
+    assert_eq!(bench.number(MONEY).await, 1000);
+    assert_eq!(prepare_one(&bank, &branch).await, yes(), "the stored vote");
+    let waiting = bank.in_doubt().await.unwrap();
+    assert_eq!(waiting.iter().map(|w| w.txid).collect::<Vec<_>>(), [txid(1)]);
+    drop(bank);
+
+    let bank = bench.open().await;
+    assert_eq!(prepare_one(&bank, &branch).await, yes(), "also after a crash");
+    assert_eq!(commit(&bank, &branch).await, Ok(Effect::Finished));
+    assert_eq!(commit(&bank, &branch).await, Ok(Effect::Repeated));
+    assert_eq!(prepare_one(&bank, &branch).await, yes());
+    drop(bank);
+
+    let bank = bench.open().await;
+    assert_eq!(commit(&bank, &branch).await, Ok(Effect::Repeated));
+    assert!(bank.in_doubt().await.unwrap().is_empty());
+    assert_eq!(bench.number("select count(*) from item where done and txid = 'k3f9q-3-1'").await, 1);
+    assert_eq!(bench.number("select balance from account where name = 'a'").await, 990);
+}
+
+async fn a_yes_is_rolled_back<B: Bench>(bench: &B) {
+    let bank = bench.open().await;
+    let branch = put(2, "key-2", "i2", "a", 10);
+    assert_eq!(prepare_one(&bank, &branch).await, yes());
+    drop(bank);
+    let bank = bench.open().await;
+    assert_eq!(abort(&bank, &branch).await, Ok(Effect::Finished));
+    assert_eq!(abort(&bank, &branch).await, Ok(Effect::Repeated));
+    assert_eq!(code(&prepare_one(&bank, &branch).await), "aborted");
+    assert_eq!(bench.number("select count(*) from item where txid = 'k3f9q-3-2'").await, 0);
+    assert_eq!(bench.number("select balance from account where name = 'a'").await, 990);
+    assert_eq!(states(bench, "aborted").await, 1);
+}
+
+async fn a_no_changes_nothing<B: Bench>(bench: &B) {
+    let bank = bench.open().await;
+    let items = bench.number(ITEMS).await;
+    let cases = [
+        (put(10, "key-10", "i10", "nobody", 10), "NO_ACCOUNT"),
+        (put(11, "key-11", "i11", "a", 100_000), "LIMIT"),
+        (put(12, "key-12", "i1", "a", 10), "DUPLICATE"),
+        (put(13, "key-13", "i13", "a", -5), "statement_failed"),
+        (prepare(14, "key-14", 1, r#"{"id":"i14","account":"a"}"#), "unreadable"),
+        (prepare(15, "key-15", 1, r#"{"id":"i15","account":"a","amount":"10"}"#), "unreadable"),
+        (prepare(16, "key-16", 1, "[]"), "unreadable"),
+        (prepare(17, "key-17", 1, r#"{"id":"i17\u0000","account":"a","amount":1}"#), "unreadable"),
+    ];
+    for (branch, expected) in cases {
+        assert_eq!(code(&prepare_one(&bank, &branch).await), expected);
+        assert_eq!(code(&prepare_one(&bank, &branch).await), expected, "the stored vote");
+        assert_eq!(abort(&bank, &branch).await, Ok(Effect::Repeated));
+        assert_eq!(code(&prepare_one(&bank, &branch).await), expected, "it stays refused");
+    }
+    let mut unknown = Prepare::clone(&put(18, "key-18", "i18", "a", 1));
+    unknown.operation = "nothing_here".to_string();
+    assert_eq!(code(&prepare_one(&bank, &Arc::new(unknown)).await), "unreadable");
+    assert_eq!(bench.number(ITEMS).await, items);
+    assert_eq!(bench.number("select balance from account where name = 'a'").await, 990);
+    assert!(bank.in_doubt().await.unwrap().is_empty());
+}
+
+async fn business_keys_take_effect_once<B: Bench>(bench: &B) {
+    let bank = bench.open().await;
+    let payload = r#"{"id":"i20","account":"a","amount":20}"#;
+    let first = prepare(20, "key-20", 1, payload);
+    assert_eq!(prepare_one(&bank, &first).await, yes());
+
+    let meanwhile = prepare(21, "key-20", 2, payload);
+    assert_eq!(code(&prepare_one(&bank, &meanwhile).await), "in_progress");
+    assert_eq!(abort(&bank, &meanwhile).await, Ok(Effect::Repeated));
+    assert_eq!(commit(&bank, &first).await, Ok(Effect::Finished));
+
+    let again = prepare(22, "key-20", 1, payload);
+    let Prepared::Answer(Answer::No(refusal)) = prepare_one(&bank, &again).await else { panic!("not a no") };
+    assert_eq!((refusal.code.as_str(), refusal.duplicate_of), ("duplicate", Some(txid(20))));
+    let Prepared::Answer(Answer::No(stored)) = prepare_one(&bank, &again).await else { panic!("not a no") };
+    assert_eq!(stored, refusal);
+    let amended = prepare(23, "key-20", 3, r#"{"id":"i20b","account":"a","amount":21}"#);
+    assert_eq!(code(&prepare_one(&bank, &amended).await), "conflict");
+    let of_key = "select count(*) from suture_ledger where business_key = 'key-20'";
+    assert_eq!(bench.number(of_key).await, 1, "refused duplicates carry no key");
+
+    // An aborted attempt blocks itself and what came before it, and nothing else.
+    let payload = r#"{"id":"i24","account":"a","amount":1}"#;
+    let second = prepare(24, "key-24", 2, payload);
+    assert_eq!(prepare_one(&bank, &second).await, yes());
+    assert_eq!(abort(&bank, &second).await, Ok(Effect::Finished));
+    assert_eq!(code(&prepare_one(&bank, &prepare(25, "key-24", 2, payload)).await), "aborted_before");
+    assert_eq!(code(&prepare_one(&bank, &prepare(26, "key-24", 1, payload)).await), "aborted_before");
+    let third = prepare(27, "key-24", 3, payload);
+    assert_eq!(prepare_one(&bank, &third).await, yes());
+    assert_eq!(commit(&bank, &third).await, Ok(Effect::Finished));
+    // So does a refused one.
+    let refused = put(28, "key-28", "i28", "nobody", 1);
+    assert_eq!(code(&prepare_one(&bank, &refused).await), "NO_ACCOUNT");
+    assert_eq!(code(&prepare_one(&bank, &put(29, "key-28", "i28", "a", 1)).await), "aborted_before");
+}
+
+async fn an_abort_may_overtake_its_prepare<B: Bench>(bench: &B) {
+    let bank = bench.open().await;
+    let items = bench.number(ITEMS).await;
+    let payload = r#"{"id":"i30","account":"a","amount":30}"#;
+    let late = prepare(30, "key-30", 1, payload);
+    assert_eq!(abort(&bank, &late).await, Ok(Effect::NotedAbort));
+    assert_eq!(abort(&bank, &late).await, Ok(Effect::Repeated));
+    assert_eq!(code(&prepare_one(&bank, &late).await), "aborted");
+    assert_eq!(code(&prepare_one(&bank, &prepare(31, "key-30", 1, payload)).await), "aborted_before");
+
+    // Another transaction has that key and attempt: the row is written without them.
+    let crossed = prepare(32, "key-30", 1, payload);
+    assert_eq!(abort(&bank, &crossed).await, Ok(Effect::NotedAbort));
+    let named = "select count(*) from suture_ledger where business_key = 'key-30' and attempt = 1";
+    assert_eq!(bench.number(named).await, 1);
+    assert_eq!(code(&prepare_one(&bank, &crossed).await), "aborted");
+    assert_eq!(bench.number(ITEMS).await, items);
+}
+
+async fn what_must_not_happen_stops<B: Bench>(bench: &B) {
+    let bank = bench.open().await;
+    let items = bench.number(ITEMS).await;
+    let unknown = put(40, "key-40", "i40", "a", 1);
+    assert_eq!(commit(&bank, &unknown).await.map_err(wrong), Err(Wrong::Lost), "no row");
+
+    let refused = put(41, "key-41", "i41", "nobody", 1);
+    assert_eq!(code(&prepare_one(&bank, &refused).await), "NO_ACCOUNT");
+    assert_eq!(commit(&bank, &refused).await.map_err(wrong), Err(Wrong::Lost), "never said yes");
+
+    let aborted = put(42, "key-42", "i42", "a", 1);
+    assert_eq!(abort(&bank, &aborted).await, Ok(Effect::NotedAbort));
+    assert_eq!(commit(&bank, &aborted).await.map_err(wrong), Err(Wrong::Lost));
+
+    let committed = put(43, "key-43", "i43", "a", 1);
+    assert_eq!(prepare_one(&bank, &committed).await, yes());
+    assert_eq!(commit(&bank, &committed).await, Ok(Effect::Finished));
+    assert_eq!(abort(&bank, &committed).await.map_err(wrong), Err(Wrong::Contradiction));
+
+    // Another hash, in doubt and afterwards.
+    let branch = put(44, "key-44", "i44", "a", 1);
+    let other = put(44, "key-44", "i44", "a", 2);
+    assert_eq!(prepare_one(&bank, &branch).await, yes());
+    let Prepared::Fault(fault) = prepare_one(&bank, &other).await else { panic!("obeyed") };
+    assert_eq!(wrong(fault), Wrong::OtherHash);
+    assert_eq!(commit(&bank, &other).await.map_err(wrong), Err(Wrong::OtherHash));
+    assert_eq!(abort(&bank, &other).await.map_err(wrong), Err(Wrong::OtherHash));
+    assert_eq!(bank.in_doubt().await.unwrap().len(), 1, "nothing was changed");
+    assert_eq!(abort(&bank, &branch).await, Ok(Effect::Finished));
+    assert_eq!(abort(&bank, &other).await.map_err(wrong), Err(Wrong::OtherHash));
+    assert_eq!(bench.number(ITEMS).await, items + 1);
+}
+
+async fn a_batch_holds_anything<B: Bench>(bench: &B) {
+    let bank = bench.open().await;
+    let batch = vec![
+        put(50, "key-50", "i50", "a", 1),
+        put(51, "key-51", "i51", "nobody", 1),
+        put(52, "key-50", "i50", "a", 1),
+        put(50, "key-50", "i50", "a", 1),
+        put(53, "key-53", "i53", "a", 1),
+        put(54, "key-54", "i1", "a", 1),
+    ];
+    let prepared = bank.prepare(batch.clone()).await.unwrap();
+    assert_eq!(prepared[0], yes());
+    assert_eq!(code(&prepared[1]), "NO_ACCOUNT");
+    assert_eq!(code(&prepared[2]), "in_progress");
+    assert_eq!(prepared[3], yes());
+    assert_eq!(prepared[4], yes());
+    assert_eq!(code(&prepared[5]), "DUPLICATE");
+
+    let commits = [&batch[0], &batch[4]].map(|p| decision(p, Verdict::Commit)).to_vec();
+    let unknown = decision(&put(55, "key-55", "i55", "a", 1), Verdict::Commit);
+    let decided = bank.commit([commits.clone(), vec![unknown]].concat()).await.unwrap();
+    assert_eq!(decided[..2], [Ok(Effect::Finished), Ok(Effect::Finished)], "one lost branch holds up no other");
+    assert_eq!(decided[2].clone().map_err(wrong), Err(Wrong::Lost));
+    assert_eq!(bank.commit(commits).await.unwrap(), [Ok(Effect::Repeated), Ok(Effect::Repeated)]);
+
+    let aborts: Vec<_> = (60..90).map(|n| decision(&put(n, &format!("key-{n}"), "x", "a", 1), Verdict::Abort)).collect();
+    assert!(bank.abort(aborts.clone()).await.unwrap().iter().all(|e| *e == Ok(Effect::NotedAbort)));
+    assert!(bank.abort(aborts).await.unwrap().iter().all(|e| *e == Ok(Effect::Repeated)));
+    assert!(bank.prepare(vec![]).await.unwrap().is_empty());
+    assert!(bank.commit(vec![]).await.unwrap().is_empty());
+}
+
+async fn positions_are_kept<B: Bench>(bench: &B) {
+    let bank = bench.open().await;
+    let position = |letters: &str, shard, next_offset| Position {
+        topic: "suture.decisions".to_string(),
+        letters: letters.parse::<LogLetters>().unwrap(),
+        shard: Shard(shard),
+        next_offset,
+    };
+    bank.store_positions(vec![position("aaaaa", 0, 7), position("aaaaa", 1, 8)]).await.unwrap();
+    bank.store_positions(vec![position("aaaaa", 0, 9), position("bbbbb", 0, 1)]).await.unwrap();
+    bank.store_positions(vec![position("aaaaa", 1, 3)]).await.unwrap();
+    drop(bank);
+    let bank = bench.open().await;
+    let mut stored = bank.load_positions("suture.decisions".to_string()).await.unwrap();
+    stored.sort_by_key(|p| (p.letters, p.shard));
+    assert_eq!(stored, [position("aaaaa", 0, 9), position("aaaaa", 1, 8), position("bbbbb", 0, 1)]);
+    assert!(bank.load_positions("suture.prepare.bank".to_string()).await.unwrap().is_empty());
+}
+
+async fn seeds_insert_what_is_missing<B: Bench>(bench: &B) {
+    let bank = bench.open().await;
+    let rows = |texts: &[&str]| texts.iter().map(|t| RawValue::from_string((*t).to_string()).unwrap()).collect::<Vec<_>>();
+    let both = rows(&[r#"{"name":"b","bucket":3}"#, r#"{"name":"c","bucket":0}"#, r#"{"name":"b","bucket":3}"#]);
+    assert_eq!(bank.seed("account".to_string(), both.clone()).await, Ok(1), "bucket 0 is left out");
+    assert_eq!(bank.seed("account".to_string(), both).await, Ok(0));
+    assert!(bank.seed("account".to_string(), rows(&["{}"])).await.is_err());
+    assert!(bank.seed("put".to_string(), rows(&["{}"])).await.is_err(), "operations are no seeds");
+    let mut prepared = Prepare::clone(&put(95, "key-95", "i95", "a", 1));
+    prepared.operation = "account".to_string();
+    assert_eq!(code(&prepare_one(&bank, &Arc::new(prepared)).await), "unreadable", "and seeds no operations");
+}

@@ -1,0 +1,274 @@
+//! SQLite in mode reserve: the shared suite, and what is SQLite's own.
+
+mod common;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use common::*;
+use rusqlite::Connection;
+use suture_contract::messages::Verdict;
+use suture_participants::config::{Database, ParticipantConfig};
+use suture_participants::resource::{Effect, Fault, OpenError, Opening, Prepared, Resource};
+use suture_participants::sqlite::SqliteResource;
+
+const CONFIG: &str = r#"
+name = "bank"
+mode = "reserve"
+[database]
+kind = "sqlite"
+path = "bank.sqlite"
+
+[operation.put.parameters]
+id = { path = "/id", type = "text" }
+account = { path = "/account", type = "text" }
+amount = { path = "/amount", type = "integer" }
+[[operation.put.reserve]]
+sql = "update account set balance = balance - :amount, held = held + :amount where name = :account"
+rows = 1
+code = "NO_ACCOUNT"
+check = "LIMIT"
+[[operation.put.reserve]]
+sql = "insert into item (id, account, amount, txid) values (:id, :account, :amount, :txid)"
+rows = 1
+unique = "DUPLICATE"
+[[operation.put.confirm]]
+sql = "update account set held = held - i.amount from item i where i.txid = :txid and name = i.account"
+rows = 1
+[[operation.put.confirm]]
+sql = "update item set done = 1 where txid = :txid"
+rows = 1
+[[operation.put.cancel]]
+sql = "update account set held = held - i.amount, balance = balance + i.amount from item i where i.txid = :txid and name = i.account"
+rows = 1
+[[operation.put.cancel]]
+sql = "delete from item where txid = :txid"
+rows = 1
+
+[seed.account.parameters]
+name = { path = "/name", type = "text" }
+bucket = { path = "/bucket", type = "integer" }
+[[seed.account.steps]]
+sql = "insert into account (name, balance) select :name, 0 where :bucket <> 0 on conflict do nothing"
+rows = "any"
+"#;
+
+const SCHEMA: &str = "
+create table if not exists account (name text primary key, balance integer not null check (balance >= 0), held integer not null default 0) strict;
+create table if not exists parent (id text primary key) strict;
+create table if not exists item (
+    id text primary key, account text not null, amount integer not null, done integer not null default 0, txid text not null,
+    parent text references parent deferrable initially deferred,
+    constraint positive check (amount > 0)
+) strict;
+insert into account (name, balance) values ('a', 1000) on conflict do nothing;
+";
+
+struct File(tempfile::TempDir);
+
+impl File {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn connection(&self) -> Connection {
+        Connection::open(self.0.path().join("bank.sqlite")).unwrap()
+    }
+
+    fn config(&self, text: &str) -> (suture_participants::config::SqliteSettings, Opening) {
+        let config = ParticipantConfig::parse(text, &self.0.path().join("bank.toml")).unwrap();
+        let mut opening = config.opening(&deployment(), Some("fingerprint".to_string()), false).unwrap();
+        opening.schema = Some(SCHEMA.to_string());
+        let Database::Sqlite(settings) = config.database else { panic!("another kind") };
+        (settings, opening)
+    }
+
+    async fn try_open(&self, change: impl FnOnce(&mut Opening)) -> Result<SqliteResource, OpenError> {
+        let (settings, mut opening) = self.config(CONFIG);
+        change(&mut opening);
+        SqliteResource::open(settings, opening).await
+    }
+}
+
+impl Bench for File {
+    type R = SqliteResource;
+
+    async fn open(&self) -> SqliteResource {
+        self.try_open(|_| ()).await.unwrap()
+    }
+
+    async fn number(&self, sql: &str) -> i64 {
+        self.connection().query_row(sql, [], |row| row.get(0)).unwrap()
+    }
+}
+
+#[tokio::test]
+async fn sqlite_conforms() {
+    // A check that is not the account's own answers `statement_failed` in the suite.
+    conforms(&File::new()).await;
+}
+
+/// E1: the settings belong to the connection and are read back.
+#[tokio::test]
+async fn the_file_is_in_wal_and_a_file_that_cannot_be_is_refused() {
+    let file = File::new();
+    drop(file.open().await);
+    let mode: String = file.connection().query_row("pragma journal_mode", [], |row| row.get(0)).unwrap();
+    assert_eq!(mode, "wal");
+
+    let (mut settings, opening) = file.config(CONFIG);
+    settings.path = Path::new(":memory:").to_path_buf();
+    let refused = SqliteResource::open(settings, opening).await.err().unwrap();
+    assert!(matches!(refused, OpenError::Need { setting: "journal_mode", .. }), "{refused}");
+}
+
+/// E2: another process writes between our batches, and even while we wait for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_writer_is_waited_for_or_reported() {
+    let file = File::new();
+    let (mut settings, opening) = file.config(CONFIG);
+    settings.busy_timeout = std::time::Duration::from_millis(50);
+    let bank = SqliteResource::open(settings, opening).await.unwrap();
+    let other = file.connection();
+    other.execute_batch("begin immediate; insert into account values ('z', 0, 0)").unwrap();
+    let refused = bank.prepare(vec![put(1, "key-1", "i1", "a", 1)]).await.unwrap_err();
+    assert_eq!(refused.code, "SQLite 5");
+    other.execute_batch("commit").unwrap();
+    assert_eq!(prepare_one(&bank, &put(1, "key-1", "i1", "a", 1)).await, yes(), "the same, asked again");
+}
+
+/// E4: a full disk rolls back the whole transaction; nothing of the batch may stay, and nothing is voted.
+#[tokio::test]
+async fn a_full_disk_loses_the_batch_and_nothing_else() {
+    let file = File::new();
+    // The limit belongs to the connection; the schema script runs on ours.
+    let limited = |opening: &mut Opening, pages: u32| {
+        opening.schema = Some(format!("{SCHEMA} pragma max_page_count = {pages};"));
+    };
+    drop(file.open().await);
+    let pages: u32 = file.connection().query_row("pragma page_count", [], |row| row.get(0)).unwrap();
+    let bank = file.try_open(|opening| limited(opening, pages + 2)).await.unwrap();
+    let long = "x".repeat(3000);
+    let batch: Vec<_> = (0..20).map(|n| put(n, &format!("key-{n}"), &format!("{long}{n}"), "a", 1)).collect();
+    assert_eq!(bank.prepare(batch.clone()).await.unwrap_err().code, "SQLite 13");
+    assert_eq!(file.number("select count(*) from item").await, 0);
+    assert_eq!(file.number("select count(*) from suture_ledger").await, 0);
+    assert_eq!(file.number("select balance from account where name = 'a'").await, 1000);
+    drop(bank);
+    let bank = file.open().await;
+    assert!(bank.prepare(batch).await.unwrap().iter().all(|p| *p == yes()), "with room again");
+}
+
+/// E4, E6: what breaks the transaction itself is refused alone.
+#[tokio::test]
+async fn a_branch_that_takes_the_transaction_with_it_is_refused_alone() {
+    let deferred = CONFIG.replace(
+        "insert into item (id, account, amount, txid) values (:id, :account, :amount, :txid)",
+        "insert into item (id, account, amount, txid, parent) values (:id, :account, :amount, :txid, case when :id = 'bad' then 'nobody' end)",
+    );
+    let rolling_back = CONFIG.replace(
+        "insert into item (id, account, amount, txid) values",
+        "insert or rollback into item (id, account, amount, txid) values",
+    );
+    for (text, bad, code_of_bad) in [
+        (deferred, put(2, "key-2", "bad", "a", 1), "statement_failed"),
+        (rolling_back, put(2, "key-2", "i0", "a", 1), "DUPLICATE"),
+    ] {
+        let file = File::new();
+        let (settings, opening) = file.config(&text);
+        let bank = SqliteResource::open(settings, opening).await.unwrap();
+        assert_eq!(prepare_one(&bank, &put(0, "key-0", "i0", "a", 1)).await, yes());
+        let batch = vec![put(1, "key-1", "i1", "a", 1), bad.clone(), put(3, "key-3", "i3", "a", 1)];
+        let prepared = bank.prepare(batch.clone()).await.unwrap();
+        assert_eq!([&prepared[0], &prepared[2]], [&yes(), &yes()]);
+        assert_eq!(code(&prepared[1]), code_of_bad);
+        assert_eq!(bank.prepare(batch).await.unwrap(), prepared, "all of it was durable");
+        assert_eq!(file.number("select count(*) from item").await, 3);
+        assert_eq!(file.number("select held from account where name = 'a'").await, 3);
+    }
+}
+
+/// R15: what reserve promised cannot be confirmed any more.
+#[tokio::test]
+async fn a_confirm_that_fails_stops_and_changes_nothing() {
+    let file = File::new();
+    let bank = file.open().await;
+    let (broken, sound) = (put(1, "key-1", "i1", "a", 1), put(2, "key-2", "i2", "a", 1));
+    bank.prepare(vec![broken.clone(), sound.clone()]).await.unwrap();
+    file.connection().execute_batch("update account set name = 'hidden'").unwrap();
+    let place = "operation.put.confirm[0]".to_string();
+    assert_eq!(commit(&bank, &broken).await, Err(Fault::Finish { place, code: "0 rows".to_string() }));
+    assert_eq!(bank.in_doubt().await.unwrap().len(), 2);
+    file.connection().execute_batch("update account set name = 'a'").unwrap();
+    let batch = [&broken, &sound].map(|p| decision(p, Verdict::Commit)).to_vec();
+    assert_eq!(bank.commit(batch).await.unwrap(), [Ok(Effect::Finished), Ok(Effect::Finished)]);
+}
+
+#[tokio::test]
+async fn a_ledger_knows_whose_it_is() {
+    let file = File::new();
+    let bank = file.open().await;
+    let id = bank.ledger_id().to_string();
+    assert_eq!(id.len(), 16);
+    drop(bank);
+    assert_eq!(file.open().await.ledger_id(), id);
+
+    let what = |result: Result<SqliteResource, OpenError>| match result {
+        Err(OpenError::Foreign { what, .. }) => what,
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("opened"),
+    };
+    let other_deployment = file.try_open(|o| o.owner.deployment = "other".parse().unwrap()).await;
+    assert_eq!(what(other_deployment), "deployment");
+    assert_eq!(what(file.try_open(|o| o.owner.participant = "other".parse().unwrap()).await), "participant");
+    assert_eq!(what(file.try_open(|o| o.identity_fingerprint = Some("other".to_string())).await), "identity_key");
+    assert!(file.try_open(|o| o.identity_fingerprint = None).await.is_ok());
+}
+
+#[tokio::test]
+async fn statements_are_checked_against_the_tables_at_start() {
+    let file = File::new();
+    let (settings, opening) = file.config(&CONFIG.replace("update item set done = 1", "update item set finished = 1"));
+    let refused = SqliteResource::open(settings, opening).await.err().unwrap();
+    assert!(matches!(&refused, OpenError::Statement { place, .. } if place == "operation.put.confirm[1]"), "{refused}");
+}
+
+#[tokio::test]
+async fn an_operation_stays_configured_while_a_branch_of_it_is_in_doubt() {
+    let file = File::new();
+    let bank = file.open().await;
+    let branch = put(1, "key-1", "i1", "a", 1);
+    assert_eq!(prepare_one(&bank, &branch).await, yes());
+    drop(bank);
+    let refused = file.try_open(|opening| opening.operations.clear()).await.err().unwrap();
+    assert_eq!(refused, OpenError::NoOperation { operation: "put".to_string() });
+    assert_eq!(commit(&file.open().await, &branch).await, Ok(Effect::Finished));
+}
+
+/// E8, as far as a test without power can: what was answered is there after the file is opened again without a close.
+#[tokio::test]
+async fn an_answer_survives_the_process() {
+    let file = File::new();
+    let bank = file.open().await;
+    let branch = put(1, "key-1", "i1", "a", 1);
+    assert_eq!(prepare_one(&bank, &branch).await, yes());
+    let copy = File::new();
+    for name in ["bank.sqlite", "bank.sqlite-wal"] {
+        std::fs::copy(file.0.path().join(name), copy.0.path().join(name)).unwrap();
+    }
+    let bank = copy.open().await;
+    assert_eq!(prepare_one(&bank, &branch).await, yes());
+    assert_eq!(commit(&bank, &branch).await, Ok(Effect::Finished));
+}
+
+#[tokio::test]
+async fn no_row_value_leaves_in_an_error() {
+    let file = File::new();
+    let bank = file.open().await;
+    let canary = "canary-4711";
+    let branch = put(1, "key-1", canary, "a", 1);
+    assert_eq!(prepare_one(&bank, &branch).await, yes());
+    let twice: Arc<_> = put(2, "key-2", canary, "a", 1);
+    let Prepared::Answer(answer) = prepare_one(&bank, &twice).await else { panic!("no answer") };
+    assert!(!format!("{answer:?}").contains(canary));
+}

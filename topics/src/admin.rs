@@ -1,0 +1,182 @@
+//! `suture topics plan | apply | check` against a real cluster: asks, lets [`crate::plan`] compare, creates what is missing.
+//!
+//! Nothing that exists is ever altered or deleted, and nothing is created while anything is wrong: a half-right set of
+//! topics would only invite the first start. All calls block, each for some milliseconds to seconds.
+//!
+//! Left out: the embedded broker (it has no admin; it creates its topics itself), ACLs, upstream topics.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::thread;
+use std::time::Duration;
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use suture_contract::topic_map::Topic;
+
+use crate::failure::KafkaFailure;
+use crate::ffi::Quiet;
+use crate::plan::{Finding, Seen, Severity, Wanted, compare, replicas_to_create};
+use crate::probe::Probe;
+use crate::settings::KafkaSettings;
+
+/// How long one answer of the controller may take.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// Looks for new topics on all brokers that often, this far apart, before it gives up.
+const LOOKS: u32 = 300;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
+
+/// What is there, what is missing, what is wrong. Changes nothing.
+pub fn plan(wanted: Wanted<'_>) -> Result<Vec<Finding>, KafkaFailure> {
+    let probe = Probe::start(wanted.settings)?;
+    let (brokers, seen) = look(wanted, &probe)?;
+    Ok(compare(wanted, brokers, &seen))
+}
+
+/// Creates what is missing, unless something is wrong. Gives the findings as they are afterwards.
+pub fn apply(wanted: Wanted<'_>) -> Result<Vec<Finding>, KafkaFailure> {
+    let probe = Probe::start(wanted.settings)?;
+    let (brokers, seen) = look(wanted, &probe)?;
+    let findings = compare(wanted, brokers, &seen);
+    if findings.iter().any(|finding| finding.severity == Severity::Wrong) {
+        return Ok(findings);
+    }
+    let absent = |topic: &Topic| !seen.contains_key(&topic.name(&wanted.settings.prefix));
+    let missing: Vec<Topic> = Topic::all(wanted.participants).into_iter().filter(absent).collect();
+    if missing.is_empty() {
+        return Ok(findings);
+    }
+    create(wanted, replicas_to_create(wanted, brokers), &missing)?;
+    wait_until_seen(wanted, &probe, &missing)?;
+    let (brokers, seen) = look(wanted, &probe)?;
+    Ok(compare(wanted, brokers, &seen))
+}
+
+/// The brokers, and our topics as they are.
+fn look(wanted: Wanted<'_>, probe: &Probe) -> Result<(usize, BTreeMap<String, Seen>), KafkaFailure> {
+    let brokers = probe.brokers()?;
+    let infos = probe.topics()?;
+    let names: Vec<String> = Topic::all(wanted.participants)
+        .iter()
+        .map(|topic| topic.name(&wanted.settings.prefix))
+        .filter(|name| infos.contains_key(name))
+        .collect();
+    let mut seen = BTreeMap::new();
+    for (name, settings) in describe(wanted, names)? {
+        if let Some(info) = infos.get(&name) {
+            seen.insert(name, Seen { partitions: info.partitions, replication: info.replication, settings });
+        }
+    }
+    Ok((brokers, seen))
+}
+
+fn describe(
+    wanted: Wanted<'_>,
+    names: Vec<String>,
+) -> Result<BTreeMap<String, BTreeMap<String, String>>, KafkaFailure> {
+    if names.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let doing = "asking for the topics' settings";
+    let admin = client(wanted)?;
+    let specifiers: Vec<ResourceSpecifier<'_>> = names.iter().map(|name| ResourceSpecifier::Topic(name)).collect();
+    let described = on_own_thread(|| admin.describe_configs(&specifiers, &options()))?
+        .map_err(|error| KafkaFailure::of(doing, &error))?;
+    let mut settings = BTreeMap::new();
+    // The answers come in the order of the questions.
+    for (name, answer) in names.iter().zip(described) {
+        let answer = answer.map_err(|code| KafkaFailure::of_code(format!("{doing} ({name})"), code))?;
+        let told = answer.entries.iter().filter_map(|entry| Some((entry.name.clone(), entry.value.clone()?)));
+        settings.insert(name.clone(), told.collect());
+    }
+    Ok(settings)
+}
+
+fn create(wanted: Wanted<'_>, replicas: u16, missing: &[Topic]) -> Result<(), KafkaFailure> {
+    let admin = client(wanted)?;
+    let names: Vec<String> = missing.iter().map(|topic| topic.name(&wanted.settings.prefix)).collect();
+    let settings: Vec<_> = missing.iter().map(|topic| topic.settings(i32::from(replicas))).collect();
+    let mut topics = Vec::new();
+    for (name, settings) in names.iter().zip(&settings) {
+        let (partitions, replicas) = (i32::from(wanted.settings.partitions), i32::from(replicas));
+        let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(replicas));
+        topics.push(settings.iter().fold(topic, |topic, setting| topic.set(setting.name, &setting.value)));
+    }
+    let results = on_own_thread(|| admin.create_topics(&topics, &options()))?
+        .map_err(|error| KafkaFailure::of("creating topics", &error))?;
+    for result in results {
+        match result {
+            // Somebody else's `apply` at the same time: the comparison afterwards judges what he made.
+            Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+            Err((name, code)) => return Err(KafkaFailure::Fatal(format!("creating topic {name}: {code}"))),
+        }
+    }
+    Ok(())
+}
+
+/// Creates an upstream topic, where nobody else has: for demonstrations and tests. The broker's defaults hold.
+pub fn create_upstream(settings: &KafkaSettings, name: &str, partitions: u16) -> Result<(), KafkaFailure> {
+    let probe = Probe::start(settings)?;
+    let admin: AdminClient<Quiet> = AdminClient::from_config_and_context(&settings.admin()?, Quiet)
+        .map_err(|error| KafkaFailure::of("starting the admin client", &error))?;
+    let topic = NewTopic::new(name, i32::from(partitions), TopicReplication::Fixed(-1));
+    let results = on_own_thread(|| admin.create_topics([&topic], &options()))?
+        .map_err(|error| KafkaFailure::of("creating topics", &error))?;
+    for result in results {
+        match result {
+            Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+            Err((name, code)) => return Err(KafkaFailure::Fatal(format!("creating topic {name}: {code}"))),
+        }
+    }
+    for _ in 0..LOOKS {
+        if probe.topics()?.contains_key(name) {
+            return Ok(());
+        }
+        thread::sleep(BETWEEN_LOOKS);
+    }
+    Err(KafkaFailure::Again(format!("creating topic {name}: it does not appear on the brokers")))
+}
+
+/// A controller's yes reaches the brokers a moment later.
+fn wait_until_seen(wanted: Wanted<'_>, probe: &Probe, created: &[Topic]) -> Result<(), KafkaFailure> {
+    for _ in 0..LOOKS {
+        let seen = probe.topics()?;
+        let complete = |topic: &Topic| {
+            let name = topic.name(&wanted.settings.prefix);
+            seen.get(&name).is_some_and(|info| info.partitions >= wanted.settings.partitions && info.replication > 0)
+        };
+        if created.iter().all(complete) {
+            return Ok(());
+        }
+        thread::sleep(BETWEEN_LOOKS);
+    }
+    Err(KafkaFailure::Again("creating topics: they do not appear on the brokers".to_string()))
+}
+
+fn client(wanted: Wanted<'_>) -> Result<AdminClient<Quiet>, KafkaFailure> {
+    AdminClient::from_config_and_context(&wanted.settings.admin()?, Quiet)
+        .map_err(|error| KafkaFailure::of("starting the admin client", &error))
+}
+
+fn options() -> AdminOptions {
+    AdminOptions::new().request_timeout(Some(ANSWER)).operation_timeout(Some(ANSWER))
+}
+
+/// rdkafka's admin is asynchronous and our callers are not, or are inside a tokio runtime, where another cannot run.
+fn on_own_thread<T, F>(ask: impl FnOnce() -> F + Send) -> Result<Result<T, KafkaError>, KafkaFailure>
+where
+    T: Send,
+    F: Future<Output = Result<T, KafkaError>>,
+{
+    let failed = |what: &str| KafkaFailure::Again(format!("asking the controller: {what}"));
+    let answer = thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(|e| failed(&e.to_string()))?;
+            Ok(runtime.block_on(ask()))
+        });
+        asking.join()
+    });
+    answer.unwrap_or_else(|_| Err(failed("its thread panicked")))
+}

@@ -1,0 +1,89 @@
+//! What goes wrong with Kafka, by what the caller does about it.
+
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+use crate::settings::RefusedSetting;
+
+/// A failure of a client as a whole.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum KafkaFailure {
+    /// No repetition helps (rights, a topic that is gone, a wrong setting): the process says so and ends.
+    #[error("{0}")]
+    Fatal(String),
+    /// Passes by itself: the same call again.
+    #[error("{0} (try again)")]
+    Again(String),
+}
+
+impl KafkaFailure {
+    /// Whether the process must end.
+    pub fn is_fatal(&self) -> bool {
+        matches!(self, Self::Fatal(_))
+    }
+
+    /// Classes an error of librdkafka; `doing` says what failed, for example `reading suture.requests/3`.
+    pub(crate) fn of(doing: impl std::fmt::Display, error: &KafkaError) -> Self {
+        match error.rdkafka_error_code() {
+            Some(code) => Self::of_code(doing, code),
+            // What carries no code comes from a call that librdkafka refused at once: a wrong setting or argument.
+            None => Self::Fatal(format!("{doing}: {error}")),
+        }
+    }
+
+    pub(crate) fn of_code(doing: impl std::fmt::Display, code: RDKafkaErrorCode) -> Self {
+        let said = format!("{doing}: {code}");
+        match weight(code) {
+            Weight::Topic | Weight::Client => Self::Fatal(said),
+            Weight::Passing => Self::Again(said),
+        }
+    }
+}
+
+impl From<RefusedSetting> for KafkaFailure {
+    fn from(refused: RefusedSetting) -> Self {
+        Self::Fatal(refused.to_string())
+    }
+}
+
+/// How much is lost with an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Weight {
+    /// Nothing: brokers come and go.
+    Passing,
+    /// One topic cannot be used: gone, or not for us.
+    Topic,
+    /// The client cannot be used at all.
+    Client,
+}
+
+pub(crate) fn weight(code: RDKafkaErrorCode) -> Weight {
+    use RDKafkaErrorCode as Code;
+    match code {
+        Code::UnknownTopicOrPartition
+        | Code::UnknownTopic
+        | Code::UnknownPartition
+        | Code::UnknownTopicId
+        | Code::InvalidTopic
+        | Code::TopicAuthorizationFailed
+        | Code::PolicyViolation => Weight::Topic,
+        Code::Fatal
+        | Code::Authentication
+        | Code::SaslAuthenticationFailed
+        | Code::UnsupportedSASLMechanism
+        | Code::IllegalSASLState
+        | Code::GroupAuthorizationFailed
+        | Code::ClusterAuthorizationFailed
+        | Code::TransactionalIdAuthorizationFailed
+        | Code::InvalidSessionTimeout
+        | Code::InconsistentGroupProtocol
+        | Code::InvalidGroupId
+        | Code::UnsupportedVersion
+        | Code::UnsupportedFeature
+        | Code::InvalidArgument
+        | Code::InvalidConfig
+        | Code::NotConfigured
+        | Code::InvalidRequest
+        | Code::CriticalSystemResource => Weight::Client,
+        _ => Weight::Passing,
+    }
+}

@@ -1,0 +1,237 @@
+//! Every append of this process: one idempotent producer, `acks=all`, no lingering.
+//!
+//! An append is handed over at once and reports later, with its token, through the callback. Nothing waits for a report
+//! in the path of a message: a report moves the watermark of what is known to be in the log, and nothing else. A record
+//! whose report is an error may still have been written; appending it again is harmless, for every reader takes the first
+//! of equals.
+//!
+//! | report | what the caller does |
+//! |---|---|
+//! | `Ok(offset)` | it is on all in-sync replicas, there |
+//! | [`Failure::Again`] | the same append again |
+//! | [`Failure::Refused`] | this record can never be written here: say so, do not repeat |
+//! | [`Failure::Fatal`] | this producer writes nothing any more: the process ends |
+//!
+//! A write that the brokers' ACLs deny makes an idempotent producer fail as a whole and purge its queue; the purged
+//! records come back as `Fatal` with the first cause.
+//!
+//! Left out: waiting for one append (`flush` sleeps in steps of 100 ms), partitioning (the shard is always given).
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
+use rdkafka::{ClientContext, Message};
+use suture_contract::codec;
+
+use crate::failure::{KafkaFailure, Weight, weight};
+use crate::ffi;
+use crate::settings::KafkaSettings;
+
+/// Appends records and reports what became of them.
+pub struct Outbox {
+    producer: ThreadedProducer<Reports>,
+    flight: Arc<Flight>,
+    version: String,
+}
+
+/// What became of one append.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delivery {
+    /// The caller's.
+    pub token: u64,
+    /// The record's offset, or why there is none.
+    pub result: Result<u64, Failure>,
+}
+
+/// Why an append has no offset, by what the caller does. The text is for logs.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// Passing; it may have been written all the same. Append it again.
+    #[error("not acknowledged: {0}")]
+    Again(String),
+    /// This record can never be written to this topic: too large, no rights there, no such topic.
+    #[error("refused: {0}")]
+    Refused(String),
+    /// Nothing can be written any more.
+    #[error("the producer failed: {0}")]
+    Fatal(String),
+}
+
+/// The producer's queue is full: stop reading what causes appends, and come again after some reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the producer's queue is full")]
+pub struct Full;
+
+impl Outbox {
+    /// Starts the producer. `on_delivery` runs on the producer's thread, in the order of the reports, and must not block;
+    /// for a record that is refused at once it runs inside [`Outbox::append`].
+    pub fn start(
+        settings: &KafkaSettings,
+        client_id: &str,
+        on_delivery: impl Fn(Delivery) + Send + Sync + 'static,
+    ) -> Result<Self, KafkaFailure> {
+        let flight = Arc::new(Flight::default());
+        let reports = Reports { flight: Arc::clone(&flight), on_delivery: Box::new(on_delivery) };
+        let producer = ThreadedProducer::from_config_and_context(&settings.producer(client_id)?, reports)
+            .map_err(|error| KafkaFailure::of("starting the producer", &error))?;
+        Ok(Self { producer, flight, version: codec::VERSION.to_string() })
+    }
+
+    /// Hands one record over. `kind` is the message's type, repeated in the header `type`; a `value` of `None` is a
+    /// tombstone.
+    #[expect(clippy::too_many_arguments, reason = "a record has this many parts, and each call names them all")]
+    pub fn append(
+        &self,
+        topic: &str,
+        partition: i32,
+        key: &[u8],
+        value: Option<&[u8]>,
+        kind: &'static str,
+        traceparent: Option<&str>,
+        token: u64,
+    ) -> Result<(), Full> {
+        let mut headers = OwnedHeaders::new_with_capacity(3)
+            .insert(Header { key: "type", value: Some(kind) })
+            .insert(Header { key: "v", value: Some(&self.version) });
+        if let Some(traceparent) = traceparent {
+            headers = headers.insert(Header { key: "traceparent", value: Some(traceparent) });
+        }
+        let mut record =
+            BaseRecord::with_opaque_to(topic, Box::new(token)).partition(partition).key(key).headers(headers);
+        if let Some(value) = value {
+            record = record.payload(value);
+        }
+        self.flight.takes_off();
+        match self.producer.send(record) {
+            Ok(()) => Ok(()),
+            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => {
+                self.flight.lands();
+                Err(Full)
+            }
+            Err((error, _)) => {
+                self.flight.report(&self.producer.context().on_delivery, token, Err(&error));
+                Ok(())
+            }
+        }
+    }
+
+    /// How many appends have not been reported yet.
+    pub fn in_flight(&self) -> usize {
+        self.flight.count.load(Ordering::Acquire)
+    }
+
+    /// Waits for all reports, at most until `deadline`, and ends the producer. What is still in flight then is reported as
+    /// [`Failure::Again`], and counted in the error. Blocks: not for a tokio worker.
+    pub fn close(self, deadline: Duration) -> Result<(), usize> {
+        let left = self.flight.wait_until_landed(deadline);
+        self.flight.closing.store(true, Ordering::Release);
+        if left == 0 { Ok(()) } else { Err(left) }
+    }
+}
+
+type OnDelivery = Box<dyn Fn(Delivery) + Send + Sync>;
+
+/// The producer's context: turns librdkafka's reports into ours.
+struct Reports {
+    flight: Arc<Flight>,
+    on_delivery: OnDelivery,
+}
+
+impl ClientContext for Reports {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        ffi::log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal) {
+            self.flight.keep_cause(reason);
+        }
+        tracing::debug!(target: "librdkafka", %error, reason, "producer error");
+    }
+}
+
+impl ProducerContext for Reports {
+    type DeliveryOpaque = Box<u64>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, token: Box<u64>) {
+        let result = match result {
+            Ok(record) => Ok(u64::try_from(record.offset()).unwrap_or_default()),
+            Err((error, _)) => Err(error),
+        };
+        self.flight.report(&self.on_delivery, *token, result);
+    }
+}
+
+/// What is out, and why the producer died if it did.
+#[derive(Default)]
+struct Flight {
+    count: AtomicUsize,
+    closing: AtomicBool,
+    cause: Mutex<Option<String>>,
+    landed: Condvar,
+}
+
+impl Flight {
+    fn takes_off(&self) {
+        self.count.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn lands(&self) {
+        if self.count.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let _held = self.cause.lock().unwrap_or_else(PoisonError::into_inner);
+            self.landed.notify_all();
+        }
+    }
+
+    /// The report goes out before the count goes down, so that nothing is unreported when nothing is in flight.
+    fn report(&self, on_delivery: &OnDelivery, token: u64, result: Result<u64, &KafkaError>) {
+        on_delivery(Delivery { token, result: result.map_err(|error| self.failure(error)) });
+        self.lands();
+    }
+
+    fn failure(&self, error: &KafkaError) -> Failure {
+        use RDKafkaErrorCode as Code;
+        let Some(code) = error.rdkafka_error_code() else { return Failure::Refused(error.to_string()) };
+        match code {
+            Code::PurgeQueue | Code::PurgeInflight if self.closing.load(Ordering::Acquire) => {
+                Failure::Again("the outbox closed before the report came".to_string())
+            }
+            Code::PurgeQueue | Code::PurgeInflight | Code::Fatal => Failure::Fatal(self.cause(code)),
+            Code::MessageSizeTooLarge
+            | Code::MessageBatchTooLarge
+            | Code::InvalidMessage
+            | Code::InvalidMessageSize
+            | Code::InvalidRecord
+            | Code::InvalidTimestamp
+            // Said by the record's own arguments when it is handed over: no fault of the producer's.
+            | Code::InvalidArgument => Failure::Refused(code.to_string()),
+            _ => match weight(code) {
+                Weight::Topic => Failure::Refused(code.to_string()),
+                Weight::Client => Failure::Fatal(code.to_string()),
+                Weight::Passing => Failure::Again(code.to_string()),
+            },
+        }
+    }
+
+    fn keep_cause(&self, reason: &str) {
+        self.cause.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| reason.to_string());
+    }
+
+    fn cause(&self, code: RDKafkaErrorCode) -> String {
+        let cause = self.cause.lock().unwrap_or_else(PoisonError::into_inner);
+        cause.clone().unwrap_or_else(|| code.to_string())
+    }
+
+    /// Returns how many are still out.
+    fn wait_until_landed(&self, deadline: Duration) -> usize {
+        let held = self.cause.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.landed.wait_timeout_while(held, deadline, |_| self.count.load(Ordering::Acquire) > 0);
+        drop(waited);
+        self.count.load(Ordering::Acquire)
+    }
+}

@@ -1,0 +1,215 @@
+//! Questions about the cluster, from a client that reads nothing: on a reading one they wait behind its long poll.
+//!
+//! It sees logs `read_uncommitted`, so the end that it tells is the true one. A reader that does not get there has met
+//! somebody's Kafka transaction in a protocol topic, which is an alarm.
+//!
+//! **Topic ids** tell one incarnation of a topic from the next. Brokers since Kafka 2.8 have them. For others, and for the
+//! embedded broker, `kafka.log_letters` stands in: the requests topic's letters are exactly those, and every topic's id is
+//! derived from them and its name.
+//!
+//! All calls block (0.2 to 8 ms; up to 10 s when no broker answers): `spawn_blocking` inside tokio.
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::{Offset, TopicPartitionList};
+use sha2::{Digest, Sha256};
+use suture_contract::ids::LogLetters;
+use suture_contract::topic_map::Topic;
+
+use crate::failure::KafkaFailure;
+use crate::ffi::{self, Quiet};
+use crate::settings::KafkaSettings;
+
+/// How long one question may take.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// Answers questions about the cluster.
+pub struct Probe {
+    consumer: BaseConsumer<Quiet>,
+    requests_topic: String,
+    log_letters: Option<LogLetters>,
+    /// Set once the brokers were seen to have no topic ids.
+    no_ids: OnceLock<()>,
+}
+
+/// What a topic looks like from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TopicInfo {
+    /// How many partitions.
+    pub partitions: u16,
+    /// Copies of each record: those of the partition with the fewest.
+    pub replication: u16,
+}
+
+impl Probe {
+    /// Opens the client; connects with the first question.
+    pub fn start(settings: &KafkaSettings) -> Result<Self, KafkaFailure> {
+        let consumer = BaseConsumer::from_config_and_context(&settings.probe()?, Quiet)
+            .map_err(|error| KafkaFailure::of("starting the probe", &error))?;
+        let requests_topic = Topic::Requests.name(&settings.prefix);
+        Ok(Self { consumer, requests_topic, log_letters: settings.log_letters, no_ids: OnceLock::new() })
+    }
+
+    /// A partition's first offset, and the one that its next record will get.
+    pub fn watermarks(&self, topic: &str, partition: i32) -> Result<(u64, u64), KafkaFailure> {
+        self.serve_queue();
+        let doing = || format!("asking for the ends of {topic}/{partition}");
+        let (low, high) = self
+            .consumer
+            .fetch_watermarks(topic, partition, ANSWER)
+            .map_err(|error| KafkaFailure::of(doing(), &error))?;
+        match (u64::try_from(low), u64::try_from(high)) {
+            (Ok(low), Ok(high)) => Ok((low, high)),
+            _ => Err(KafkaFailure::Again(format!("{}: no leader knows them", doing()))),
+        }
+    }
+
+    /// All topics of the cluster that we may see.
+    pub fn topics(&self) -> Result<BTreeMap<String, TopicInfo>, KafkaFailure> {
+        self.serve_queue();
+        let metadata = self
+            .consumer
+            .fetch_metadata(None, ANSWER)
+            .map_err(|error| KafkaFailure::of("asking for the topics", &error))?;
+        let info = |topic: &rdkafka::metadata::MetadataTopic| {
+            let replication = topic.partitions().iter().map(|p| p.replicas().len()).min().unwrap_or(0);
+            TopicInfo { partitions: count(topic.partitions().len()), replication: count(replication) }
+        };
+        let usable = metadata.topics().iter().filter(|topic| topic.error().is_none());
+        Ok(usable.map(|topic| (topic.name().to_string(), info(topic))).collect())
+    }
+
+    /// How many brokers the cluster has now.
+    pub fn brokers(&self) -> Result<usize, KafkaFailure> {
+        Ok(self.broker_ids()?.len())
+    }
+
+    /// The ids of these topics, by name. A topic that does not exist is a fatal failure.
+    pub fn topic_ids(&self, topics: &[&str]) -> Result<BTreeMap<String, [u8; 16]>, KafkaFailure> {
+        if let Some(letters) = self.configured_letters()? {
+            return Ok(topics.iter().map(|topic| ((*topic).to_string(), derived_id(letters, topic))).collect());
+        }
+        self.serve_queue();
+        let ids = self.described_ids(topics)?;
+        for topic in topics {
+            if !ids.contains_key(*topic) {
+                return Err(self.without_id(topic));
+            }
+        }
+        Ok(ids)
+    }
+
+    /// The letters that stand in txids for a topic's records.
+    pub fn letters(&self, topic: &str) -> Result<LogLetters, KafkaFailure> {
+        match self.configured_letters()? {
+            Some(letters) if topic == self.requests_topic => Ok(letters),
+            _ => {
+                let ids = self.topic_ids(&[topic])?;
+                let id = ids.get(topic).ok_or_else(|| self.without_id(topic))?;
+                Ok(LogLetters::from_topic_id(id))
+            }
+        }
+    }
+
+    /// The first offset of each partition whose record is not older than `timestamp_ms` (broker's clock); `None`: no such
+    /// record yet. Not on the embedded broker.
+    pub fn offsets_for_time(
+        &self,
+        topic: &str,
+        partitions: u16,
+        timestamp_ms: i64,
+    ) -> Result<Vec<Option<u64>>, KafkaFailure> {
+        self.serve_queue();
+        let doing = || format!("asking for the offsets of {topic} at a time");
+        let mut list = TopicPartitionList::with_capacity(usize::from(partitions));
+        for partition in 0..i32::from(partitions) {
+            list.add_partition_offset(topic, partition, Offset::Offset(timestamp_ms))
+                .map_err(|error| KafkaFailure::of(doing(), &error))?;
+        }
+        let list = self.consumer.offsets_for_times(list, ANSWER).map_err(|error| KafkaFailure::of(doing(), &error))?;
+        let mut entries = ffi::list_entries(&list);
+        entries.sort_by_key(|entry| entry.partition);
+        let offset = |entry: ffi::ListEntry| match entry.code {
+            RDKafkaErrorCode::NoError => Ok(u64::try_from(entry.offset).ok()),
+            code => Err(KafkaFailure::of_code(doing(), code)),
+        };
+        entries.into_iter().map(offset).collect()
+    }
+
+    /// The letters of the configuration, once it is clear that the brokers have no ids: letters that outlived a topic's
+    /// re-creation would name other transactions like those before it.
+    fn configured_letters(&self) -> Result<Option<LogLetters>, KafkaFailure> {
+        let Some(letters) = self.log_letters else { return Ok(None) };
+        if self.no_ids.get().is_none() {
+            let exists = self.topics()?.contains_key(&self.requests_topic);
+            if exists && self.has_controller()? {
+                let ids = self.described_ids(&[&self.requests_topic])?;
+                if ids.contains_key(&self.requests_topic) {
+                    let said = "kafka.log_letters is set, and the brokers have topic ids: remove it";
+                    return Err(KafkaFailure::Fatal(said.to_string()));
+                }
+            }
+            self.no_ids.get_or_init(|| ());
+        }
+        Ok(Some(letters))
+    }
+
+    /// Whether there is somebody to ask for ids. The embedded broker names a controller that is none of its brokers.
+    fn has_controller(&self) -> Result<bool, KafkaFailure> {
+        let brokers = self.broker_ids()?;
+        Ok(brokers.contains(&ffi::known_controller(self.consumer.client())))
+    }
+
+    fn broker_ids(&self) -> Result<Vec<i32>, KafkaFailure> {
+        self.serve_queue();
+        let metadata = self
+            .consumer
+            .fetch_metadata(Some(&self.requests_topic), ANSWER)
+            .map_err(|error| KafkaFailure::of("asking for the brokers", &error))?;
+        Ok(metadata.brokers().iter().map(|broker| broker.id()).collect())
+    }
+
+    fn described_ids(&self, topics: &[&str]) -> Result<BTreeMap<String, [u8; 16]>, KafkaFailure> {
+        ffi::describe_topic_ids(self.consumer.client(), topics, ANSWER).map_err(|reason| {
+            let hint = "a broker without topic ids needs kafka.log_letters";
+            KafkaFailure::Again(format!("asking for topic ids: {reason}; {hint}"))
+        })
+    }
+
+    /// Why there is no id: no such topic, or no ids at all.
+    fn without_id(&self, topic: &str) -> KafkaFailure {
+        match self.topics() {
+            Ok(topics) if topics.contains_key(topic) => KafkaFailure::Fatal(format!(
+                "the brokers give topic {topic} no id (they are older than Kafka 2.8, or no Kafka): set kafka.log_letters"
+            )),
+            Ok(_) => KafkaFailure::Fatal(format!("topic {topic} does not exist: run `suture topics apply`")),
+            Err(failure) => failure,
+        }
+    }
+
+    /// A client's log lines and errors queue up until somebody polls.
+    fn serve_queue(&self) {
+        for _ in 0..100 {
+            if self.consumer.poll(Duration::ZERO).is_none() {
+                return;
+            }
+        }
+    }
+}
+
+fn count(length: usize) -> u16 {
+    u16::try_from(length).unwrap_or(u16::MAX)
+}
+
+/// The id of a topic on a broker without ids.
+fn derived_id(letters: LogLetters, topic: &str) -> [u8; 16] {
+    let digest = Sha256::new().chain_update(letters.as_str()).chain_update([0]).chain_update(topic).finalize();
+    let mut id = [0; 16];
+    id.copy_from_slice(&digest[..16]);
+    id
+}

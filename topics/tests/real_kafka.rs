@@ -1,0 +1,300 @@
+//! The door on real Kafka, three brokers: `SUTURE_TEST_BOOTSTRAP`, as `compose/test` sets it.
+
+mod common;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use common::{LONG, Member, Reading, Writer, numbered, values};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use suture_contract::ids::{LogLetters, Participant};
+use suture_topics::acks::GroupOffsets;
+use suture_topics::admin::{apply, plan};
+use suture_topics::failure::KafkaFailure;
+use suture_topics::membership::{Commit, CommitError, Committed, MemberEvent};
+use suture_topics::plan::{Finding, Severity, Wanted, is_safe};
+use suture_topics::probe::Probe;
+use suture_topics::reader::ReaderEvent;
+use suture_topics::settings::KafkaSettings;
+
+/// Settings with a prefix that no other test has.
+fn settings() -> KafkaSettings {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let bootstrap = std::env::var("SUTURE_TEST_BOOTSTRAP")
+        .expect("SUTURE_TEST_BOOTSTRAP names no brokers: run the tests with compose/test, which starts real Kafka");
+    let run = std::process::id();
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    KafkaSettings::new(bootstrap, format!("t{run:x}-{number}-{:x}", drawn()).parse().unwrap())
+}
+
+#[expect(clippy::disallowed_methods, reason = "the brokers may outlive a test run, and process ids come again")]
+fn drawn() -> u8 {
+    let mut random = [0];
+    getrandom::fill(&mut random).unwrap();
+    random[0]
+}
+
+fn participants() -> Vec<Participant> {
+    vec!["insurer".parse().unwrap()]
+}
+
+fn wanted<'a>(settings: &'a KafkaSettings, participants: &'a [Participant]) -> Wanted<'a> {
+    Wanted { settings, participants, allow_single_broker: false }
+}
+
+/// Settings, and topics made by `apply`.
+fn applied() -> KafkaSettings {
+    let settings = settings();
+    let findings = apply(wanted(&settings, &participants())).unwrap();
+    assert!(is_safe(&findings), "{findings:#?}");
+    settings
+}
+
+fn lines(findings: &[Finding], severity: Severity) -> Vec<String> {
+    findings.iter().filter(|finding| finding.severity == severity).map(ToString::to_string).collect()
+}
+
+/// What an operator might do by hand.
+struct ByHand {
+    admin: AdminClient<DefaultClientContext>,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl ByHand {
+    fn at(settings: &KafkaSettings) -> Self {
+        let admin = ClientConfig::new().set("bootstrap.servers", &settings.bootstrap).create().unwrap();
+        Self { admin, runtime: tokio::runtime::Builder::new_current_thread().build().unwrap() }
+    }
+
+    fn create(&self, name: &str, partitions: i32, replicas: i32, set: &[(&str, &str)]) {
+        let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(replicas));
+        let topic = set.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
+        let created = self.runtime.block_on(self.admin.create_topics([&topic], &AdminOptions::new())).unwrap();
+        created[0].as_ref().unwrap();
+    }
+
+    fn delete(&self, name: &str) {
+        let deleted = self.runtime.block_on(self.admin.delete_topics(&[name], &AdminOptions::new())).unwrap();
+        deleted[0].as_ref().unwrap();
+    }
+
+    fn trim(&self, name: &str, partition: i32, before: i64) {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(name, partition, Offset::Offset(before)).unwrap();
+        self.runtime.block_on(self.admin.delete_records(&list, &AdminOptions::new())).unwrap();
+    }
+}
+
+#[test]
+fn plan_apply_and_check_agree() {
+    let settings = settings();
+    let participants = participants();
+    let wanted = wanted(&settings, &participants);
+    let before = plan(wanted).unwrap();
+    assert_eq!(lines(&before, Severity::Missing).len(), 6, "{before:#?}");
+    assert!(!is_safe(&before));
+    let after = apply(wanted).unwrap();
+    assert_eq!(lines(&after, Severity::Fine).len(), 6, "{after:#?}");
+    assert_eq!(plan(wanted).unwrap(), after);
+    assert_eq!(apply(wanted).unwrap(), after, "a second apply changes nothing");
+
+    let more = ["insurer".parse().unwrap(), "hospital".parse().unwrap()];
+    let wanted = Wanted { participants: &more, ..wanted };
+    assert_eq!(lines(&plan(wanted).unwrap(), Severity::Missing).len(), 2, "a participant that joins later");
+    assert!(is_safe(&apply(wanted).unwrap()));
+}
+
+#[test]
+fn topics_made_wrongly_by_hand_are_found_and_left_alone() {
+    let settings = settings();
+    let participants = participants();
+    let name = |rest: &str| format!("{}.{rest}", settings.prefix);
+    let by_hand = ByHand::at(&settings);
+    by_hand.create(&name("requests"), 6, 3, &[("retention.ms", "604800000"), ("min.insync.replicas", "2")]);
+    by_hand.create(&name("votes.insurer"), 12, 3, &[("cleanup.policy", "compact"), ("min.insync.replicas", "2")]);
+    by_hand.create(&name("decisions"), 12, 1, &[("min.insync.replicas", "1")]);
+
+    let found = apply(wanted(&settings, &participants)).unwrap();
+    let wrong = lines(&found, Severity::Wrong);
+    for said in [
+        "requests: has 6 partitions, must have 12",
+        "votes.insurer: cleanup.policy is compact, must be delete",
+        "decisions: has 1 copies of each record, must have 3",
+        "decisions: cleanup.policy is delete, must be compact",
+        "decisions: min.insync.replicas is 1, must be at least 2",
+    ] {
+        assert_eq!(wrong.iter().filter(|line| line.contains(said)).count(), 1, "{said}: {wrong:#?}");
+    }
+    let mend = format!(
+        "kafka-configs.sh --bootstrap-server {} --alter --entity-type topics --entity-name {} --add-config \
+         cleanup.policy=compact",
+        settings.bootstrap,
+        name("decisions")
+    );
+    assert!(wrong.iter().any(|line| line.ends_with(&mend)), "{wrong:#?}");
+    assert_eq!(lines(&found, Severity::Missing).len(), 3, "nothing is created while something is wrong");
+    assert_eq!(plan(wanted(&settings, &participants)).unwrap(), found);
+}
+
+#[test]
+fn topic_ids_are_stable_and_differ_after_re_creation() {
+    let settings = applied();
+    let requests = format!("{}.requests", settings.prefix);
+    let decisions = format!("{}.decisions", settings.prefix);
+    let ids = || Probe::start(&settings).unwrap().topic_ids(&[&requests, &decisions]).unwrap();
+    let first = ids();
+    assert_eq!(first, ids());
+    assert_ne!(first[&requests], first[&decisions]);
+    let letters = || Probe::start(&settings).unwrap().letters(&requests);
+    assert_eq!(letters().unwrap(), LogLetters::from_topic_id(&first[&requests]));
+
+    ByHand::at(&settings).delete(&requests);
+    // The deletion reaches one broker after the other.
+    let gone = loop {
+        match letters() {
+            Err(failure) => break failure,
+            Ok(still) => assert_eq!(still, LogLetters::from_topic_id(&first[&requests])),
+        }
+    };
+    assert!(matches!(&gone, KafkaFailure::Fatal(said) if said.contains("suture topics apply")), "{gone}");
+    assert!(is_safe(&apply(wanted(&settings, &participants())).unwrap()));
+    let second = ids();
+    assert_eq!(first[&decisions], second[&decisions]);
+    assert_ne!(first[&requests], second[&requests]);
+}
+
+#[test]
+fn configured_letters_are_refused_where_brokers_have_ids() {
+    let mut settings = applied();
+    settings.log_letters = Some("k3f9q".parse().unwrap());
+    let requests = format!("{}.requests", settings.prefix);
+    let refused = Probe::start(&settings).unwrap().letters(&requests).unwrap_err();
+    assert!(refused.is_fatal() && refused.to_string().contains("kafka.log_letters"), "{refused}");
+}
+
+#[test]
+fn what_is_appended_is_read_paused_and_sought() {
+    let settings = applied();
+    let topic = format!("{}.votes.insurer", settings.prefix);
+    let writer = Writer::start(&settings);
+    assert_eq!(writer.write(&topic, 4, numbered(0..3_000)), (0..3_000).collect::<Vec<_>>());
+    let mut reading = Reading::start(&settings);
+    reading.reader.add(&[(&topic, 4, 0), (&topic, 5, 0)]);
+    assert_eq!(values(&reading.until((&topic, 4, 0), 2_999)), numbered(0..3_000));
+    reading.reader.pause(&topic, 4);
+    writer.write(&topic, 4, numbered(3_000..3_010));
+    assert!(reading.next_within(Duration::from_millis(500)).is_none(), "the paused partition was read");
+    reading.reader.resume(&topic, 4);
+    let mut resumed = Vec::new();
+    while resumed.len() < 10 {
+        let ReaderEvent::Records(batch) = reading.next() else { panic!() };
+        resumed.extend(values(&batch));
+    }
+    assert_eq!(resumed, numbered(3_000..3_010));
+    for from in [1_234, 5, 2_990, 0] {
+        reading.reader.seek(&topic, 4, from);
+        assert_eq!(values(&reading.until((&topic, 4, from), 3_009)), numbered(from..3_010));
+    }
+    assert!(reading.reader.close(LONG));
+    writer.outbox.close(LONG).unwrap();
+}
+
+#[test]
+fn positions_outside_the_log_are_told() {
+    let settings = applied();
+    let topic = format!("{}.requests", settings.prefix);
+    let writer = Writer::start(&settings);
+    writer.write(&topic, 0, numbered(0..100));
+    ByHand::at(&settings).trim(&topic, 0, 40);
+    let probe = Probe::start(&settings).unwrap();
+    assert_eq!(probe.watermarks(&topic, 0).unwrap(), (40, 100));
+
+    let mut reading = Reading::start(&settings);
+    for outside in [10, 101, 5_000] {
+        reading.reader.add(&[(&topic, 0, outside)]);
+        assert!(matches!(reading.next(), ReaderEvent::Positioned { offset, .. } if offset == outside));
+        match reading.next() {
+            ReaderEvent::OutOfRange { topic: told, partition } => assert_eq!((&*told, partition), (&*topic, 0)),
+            other => panic!("{outside}: {other:?}"),
+        }
+    }
+    reading.reader.add(&[(&topic, 0, 40)]);
+    assert_eq!(values(&reading.until((&topic, 0, 40), 99)), numbered(40..100));
+    reading.reader.add(&[(&topic, 0, 100)]);
+    assert!(matches!(reading.next(), ReaderEvent::Positioned { offset: 100, .. }));
+    assert!(reading.next_within(Duration::from_millis(500)).is_none(), "the end itself is inside");
+}
+
+#[test]
+fn a_topic_that_is_gone_is_fatal_for_its_reader() {
+    let settings = applied();
+    let topic = format!("{}.requets", settings.prefix);
+    let mut reading = Reading::start(&settings);
+    reading.reader.add(&[(&topic, 0, 0)]);
+    assert!(matches!(reading.next(), ReaderEvent::Positioned { .. }));
+    match reading.next() {
+        ReaderEvent::Failed(KafkaFailure::Fatal(said)) => assert!(said.contains(&topic), "{said}"),
+        other => panic!("{other:?}"),
+    }
+
+    let topic = format!("{}.outcomes", settings.prefix);
+    Writer::start(&settings).write(&topic, 0, numbered(0..1));
+    let mut reading = Reading::start(&settings);
+    reading.reader.add(&[(&topic, 0, 0)]);
+    reading.until((&topic, 0, 0), 0);
+    ByHand::at(&settings).delete(&topic);
+    match reading.next() {
+        ReaderEvent::Failed(KafkaFailure::Fatal(said)) => assert!(said.contains(&topic), "{said}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn positions_with_metadata_are_seen_by_others_and_survive_the_group() {
+    let settings = applied();
+    let requests = format!("{}.requests", settings.prefix);
+    let decisions = format!("{}.decisions", settings.prefix);
+    let group = format!("{}.coordinator", settings.prefix);
+    let mut first = Member::join(&settings, &group, &[&requests, &decisions]);
+    assert_eq!(first.assigned().len(), 24);
+
+    let position = |offset, metadata: String| Commit { topic: requests.clone(), partition: 5, offset, metadata };
+    let longest = "m".repeat(4_096);
+    first.membership.commit(vec![position(42, longest.clone())]).unwrap();
+    let too_long = first.membership.commit(vec![position(43, "m".repeat(4_097))]).unwrap_err();
+    assert!(matches!(too_long, CommitError::Refused(_)), "{too_long}");
+    let mut partly = vec![position(43, "m".repeat(4_097))];
+    partly.extend((0..5).map(|partition| Commit { partition, ..position(1, String::new()) }));
+    let refused = first.membership.commit(partly).unwrap_err();
+    assert!(matches!(refused, CommitError::Refused(_)), "one of six is refused: {refused}");
+
+    let expected = vec![Some(Committed { offset: 42, metadata: longest }), None];
+    let asked = [(&*requests, 5), (&*decisions, 5)];
+    let mut acks = GroupOffsets::new(&settings);
+    assert_eq!(acks.committed(&group, &asked).unwrap(), expected);
+
+    let mut second = Member::join(&settings, &group, &[&requests, &decisions]);
+    let revoked = first.next();
+    assert!(matches!(revoked, MemberEvent::Revoked(_)), "{revoked:?}");
+    assert_eq!((first.assigned().len(), second.assigned().len()), (12, 12));
+    assert!(first.membership.leave(LONG));
+    assert_eq!(second.assigned().len(), 24);
+    assert_eq!(second.membership.committed(&asked).unwrap(), expected);
+    assert!(second.membership.leave(LONG));
+    assert_eq!(acks.committed(&group, &asked).unwrap(), expected);
+}
+
+#[test]
+fn the_probe_finds_offsets_by_time() {
+    let settings = applied();
+    let topic = format!("{}.outcomes", settings.prefix);
+    let writer = Writer::start(&settings);
+    writer.write(&topic, 1, numbered(0..10));
+    let probe = Probe::start(&settings).unwrap();
+    let at = |time| probe.offsets_for_time(&topic, settings.partitions, time).unwrap();
+    let first = at(0);
+    assert_eq!((first.len(), first[0], first[1]), (12, None, Some(0)));
+    assert_eq!(at(4_102_444_800_000)[1], None, "nothing is as young as the year 2100");
+}
