@@ -15,10 +15,9 @@ create table if not exists encounter (
     status text not null,
     start_at timestamptz not null,
     end_at timestamptz not null,
-    txid text not null,
+    txid text not null unique,
     check (start_at <= end_at)
 );
-create index if not exists encounter_txid on encounter (txid);
 
 create table if not exists surgery (
     case_id text primary key,
@@ -29,7 +28,6 @@ create table if not exists surgery (
     first_start timestamptz not null,
     last_end timestamptz not null,
     procedures jsonb not null,
-    txid text not null,
+    txid text not null unique,
     check (first_start <= last_end)
 );
-create index if not exists surgery_txid on surgery (txid);

@@ -23,7 +23,6 @@ create table if not exists claim (
     code text not null,
     service_date date not null,
     amount_minor bigint not null check (amount_minor >= 0),
-    txid text not null,
+    txid text not null unique,
     unique (provider_system, provider_value, member, code_system, code, service_date)
 );
-create index if not exists claim_txid on claim (txid);

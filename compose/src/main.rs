@@ -5,6 +5,7 @@ mod demo;
 mod ingest;
 mod logging;
 mod random;
+mod seed;
 mod services;
 mod settings;
 mod topics;
@@ -40,6 +41,8 @@ enum Command {
     Participant(services::ParticipantArgs),
     /// Plan, create and check the protocol's topics.
     Topics(topics::TopicsArgs),
+    /// Fill the participants' databases with reference data, derived from the events that need it.
+    Seed(seed::SeedArgs),
     /// Measure how fast a coordinator decides.
     Bench(bench::BenchArgs),
     /// Ask about transactions.
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Command::Participant(args) => services::participant(&args, log_format),
         Command::Bench(args) => bench::run(&args, log_format),
         Command::Topics(args) => topics::run(&args),
+        Command::Seed(args) => seed::run(&args),
         Command::Tx(args) => tx::run(args),
     };
     match ended {

@@ -164,6 +164,11 @@ impl Settings {
         Ok(config)
     }
 
+    /// The participants that have a file of their own here.
+    pub fn participants(&self) -> impl Iterator<Item = &str> {
+        self.participants.keys().map(String::as_str)
+    }
+
     /// The participants that this file knows: those with a file of their own and those that a rule names.
     pub fn participant_names(&self) -> anyhow::Result<Vec<Participant>> {
         let mut names = Vec::new();

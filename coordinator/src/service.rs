@@ -49,7 +49,7 @@ use crate::under_way::UnderWay;
 pub struct CoordinatorSettings {
     /// Most transactions in a shard's window before its requests are paused.
     pub window: usize,
-    /// Most votes held for requests that were not read yet, a shard.
+    /// Most votes of one participant, in one shard, held for requests that were not read yet.
     pub held_votes: usize,
     /// How often positions are committed, in milliseconds.
     pub commit_interval_ms: u64,
@@ -715,7 +715,7 @@ impl Service {
                 let names: Vec<_> = participants.iter().map(ToString::to_string).collect();
                 error!(
                     shard = %id, %txid, participants = names.join(","),
-                    "none of the named participants has topics: the transaction waits; create them with `suture topics apply`"
+                    "these participants have no topics, and no other named one can take a `no`: the transaction waits; create them with `suture topics apply`"
                 );
             }
             Alarm::EarlyVotes { participants } => {
@@ -807,6 +807,7 @@ impl Service {
             let summary = tenure.shard.summary();
             total.open += summary.open;
             total.window += summary.window;
+            total.waiting += summary.waiting;
             total.held_votes += summary.held_votes;
             total.committed += summary.committed;
             total.aborted += summary.aborted;
@@ -828,6 +829,7 @@ impl Service {
                 shards,
                 stopped,
                 open = total.open,
+                waiting = total.waiting,
                 oldest_s,
                 window = total.window,
                 lag,

@@ -37,7 +37,7 @@ use serde::Deserialize;
 use suture_contract::ids::{Deployment, Participant};
 use suture_participants_core::gid::Owner;
 use suture_participants_core::operations::{
-    Mode, Misconfigured, Operation, OperationConfig, Seed, SeedConfig, compile_operations, compile_seeds,
+    Misconfigured, Mode, Operation, OperationConfig, Seed, SeedConfig, compile_operations, compile_seeds,
 };
 use suture_participants_core::sql::Dialect;
 

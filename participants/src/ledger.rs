@@ -46,6 +46,7 @@ pub fn check_marks(
 }
 
 /// A ledger row as a database holds it.
+#[derive(Debug, Clone)]
 pub struct StoredRow {
     /// Column `state`.
     pub state: String,

@@ -7,7 +7,9 @@ use suture_contract::messages::{Decision, Prepare};
 
 use crate::config::{Database, ParticipantConfig};
 use crate::postgres::PostgresResource;
-use crate::resource::{Effect, Fault, InDoubt, OpenError, Opening, Position, Prepared, Resource, SeedError, Unavailable};
+use crate::resource::{
+    Batching, Effect, Fault, InDoubt, OpenError, Opening, Position, Prepared, Resource, SeedError, Unavailable,
+};
 use crate::sqlite::SqliteResource;
 
 /// An opened database.
@@ -32,6 +34,13 @@ impl Resource for OpenedResource {
         match self {
             Self::Sqlite(resource) => resource.ledger_id(),
             Self::Postgres(resource) => resource.ledger_id(),
+        }
+    }
+
+    fn batching(&self) -> Batching {
+        match self {
+            Self::Sqlite(resource) => resource.batching(),
+            Self::Postgres(resource) => resource.batching(),
         }
     }
 

@@ -31,9 +31,11 @@ pub trait Resource: Send + Sync + 'static {
     /// The name of this ledger, made when it was created. Stands beside every acknowledgement.
     fn ledger_id(&self) -> &str;
 
+    /// What to hand over at once.
+    fn batching(&self) -> Batching;
+
     /// Prepares branches, in order. Yes only for what survives a crash. One answer each, in order.
-    fn prepare(&self, batch: Vec<Arc<Prepare>>)
-    -> impl Future<Output = Result<Vec<Prepared>, Unavailable>> + Send;
+    fn prepare(&self, batch: Vec<Arc<Prepare>>) -> impl Future<Output = Result<Vec<Prepared>, Unavailable>> + Send;
 
     /// Commits branches. No txid twice in a batch. One answer each, in order.
     fn commit(
@@ -57,11 +59,17 @@ pub trait Resource: Send + Sync + 'static {
     fn store_positions(&self, positions: Vec<Position>) -> impl Future<Output = Result<(), Unavailable>> + Send;
 
     /// Runs a seed for each payload, in one local transaction. Answers how many rows were inserted.
-    fn seed(
-        &self,
-        name: String,
-        payloads: Vec<Box<RawValue>>,
-    ) -> impl Future<Output = Result<u64, SeedError>> + Send;
+    fn seed(&self, name: String, payloads: Vec<Box<RawValue>>) -> impl Future<Output = Result<u64, SeedError>> + Send;
+}
+
+/// How prepares are handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Batching {
+    /// Most branches in a batch. All of a batch are answered together, so where a branch waits for locks it stands alone:
+    /// it might wait for the decision of another one in its own batch.
+    pub branches: usize,
+    /// Most batches at once.
+    pub jobs: usize,
 }
 
 /// What became of a prepare.

@@ -46,14 +46,10 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::envelope::{Read, read_decision, read_prepare};
-use crate::resource::{Effect, Fault, InDoubt, Position, Prepared, Resource, Unavailable};
+use crate::resource::{Batching, Effect, Fault, InDoubt, Position, Prepared, Resource, Unavailable};
 
-/// Most branches in one job; more only wait for each other.
-const PREPARE_BATCH: usize = 128;
+/// Most decisions in one job; more only wait for each other.
 const DECISION_BATCH: usize = 512;
-
-/// Jobs that prepare at once, so that one that waits for a lock holds up only its own batch.
-const PREPARE_JOBS: usize = 4;
 
 /// How often positions are stored; between two times a crash costs only repeats.
 const STORE_EVERY: Duration = Duration::from_millis(100);
@@ -338,11 +334,7 @@ struct Taken {
 }
 
 impl<R: Resource> Service<R> {
-    async fn serve(
-        &mut self,
-        inbox: &mut Inbox,
-        shutdown: &mut watch::Receiver<bool>,
-    ) -> Result<(), ServiceError> {
+    async fn serve(&mut self, inbox: &mut Inbox, shutdown: &mut watch::Receiver<bool>) -> Result<(), ServiceError> {
         let mut store = interval(STORE_EVERY);
         store.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut summary = interval(SUMMARY_EVERY);
@@ -388,7 +380,9 @@ impl<R: Resource> Service<R> {
             // What comes back with the next assignment simply goes on; what does not is let go then. Meanwhile nothing
             // that we do is wrong, for the ledger does not care who does it.
             MemberEvent::Revoked(_) => {}
-            MemberEvent::Lost => tracing::warn!(participant = %self.participant, "the group went on without us; joining again"),
+            MemberEvent::Lost => {
+                tracing::warn!(participant = %self.participant, "the group went on without us; joining again")
+            }
             MemberEvent::Failed(failure) => return Err(failure.into()),
         }
         Ok(())
@@ -594,8 +588,9 @@ impl<R: Resource> Service<R> {
     }
 
     fn start_prepares(&mut self) {
-        while self.prepare_jobs.len() < PREPARE_JOBS && !self.prepare_queue.is_empty() && !self.is_full {
-            let batch = take_batch(&mut self.prepare_queue, PREPARE_BATCH, &self.shards);
+        let Batching { branches, jobs } = self.resource.batching();
+        while self.prepare_jobs.len() < jobs && !self.prepare_queue.is_empty() && !self.is_full {
+            let batch = take_batch(&mut self.prepare_queue, branches, &self.shards);
             if !batch.is_empty() {
                 let resource = Arc::clone(&self.resource);
                 self.prepare_jobs.spawn(async move { prepare(&*resource, batch).await });
@@ -835,7 +830,9 @@ impl<R: Resource> Service<R> {
         });
         match left.await {
             Ok(true) => tracing::info!(%participant, "participant ended"),
-            Ok(false) | Err(_) => tracing::warn!(%participant, "the group could not be left in time; its session runs out"),
+            Ok(false) | Err(_) => {
+                tracing::warn!(%participant, "the group could not be left in time; its session runs out")
+            }
         }
     }
 
@@ -961,9 +958,7 @@ async fn look_up<R: Resource>(
     };
     let wanted: Vec<(Shard, Option<u64>, Option<u64>)> = shards
         .into_iter()
-        .map(|shard| {
-            (shard, own(&of_prepares, letters.prepares, shard), own(&of_decisions, letters.decisions, shard))
-        })
+        .map(|shard| (shard, own(&of_prepares, letters.prepares, shard), own(&of_decisions, letters.decisions, shard)))
         .collect();
     blocking(move || {
         let look = |&(shard, prepares, decisions): &(Shard, Option<u64>, Option<u64>)| {

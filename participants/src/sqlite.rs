@@ -27,9 +27,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, ToSql, ffi, params};
 use serde_json::value::RawValue;
 use suture_contract::ids::{Attempt, Code, Shard, Txid};
 use suture_contract::messages::{Decision, Prepare, Verdict};
-use suture_participants_core::branch::{
-    Answer, Event, KeyRow, Refusal, State, Step, refusal_by_key, step_of_row,
-};
+use suture_participants_core::branch::{Answer, Event, KeyRow, Refusal, State, Step, refusal_by_key, step_of_row};
 use suture_participants_core::operations::{self, Operation, Rows, Seed, Values, statement_failed};
 use suture_participants_core::values::Value;
 use tokio::sync::oneshot;
@@ -37,7 +35,7 @@ use tokio::sync::oneshot;
 use crate::config::SqliteSettings;
 use crate::ledger::{LEDGER_ID, StoredRow, check_marks};
 use crate::resource::{
-    Effect, Fault, InDoubt, OpenError, Opening, Position, Prepared, Resource, SeedError, Unavailable,
+    Batching, Effect, Fault, InDoubt, OpenError, Opening, Position, Prepared, Resource, SeedError, Unavailable,
 };
 
 /// The first version without the WAL-reset race, in SQLite's numbers.
@@ -125,6 +123,11 @@ impl Resource for SqliteResource {
         &self.ledger_id
     }
 
+    /// One thread, and no waiting for locks.
+    fn batching(&self) -> Batching {
+        Batching { branches: 128, jobs: 1 }
+    }
+
     async fn prepare(&self, batch: Vec<Arc<Prepare>>) -> Result<Vec<Prepared>, Unavailable> {
         self.run(move |ledger| ledger.prepare(&batch)).await
     }
@@ -188,9 +191,7 @@ impl Ledger {
     fn open(settings: &SqliteSettings, opening: Opening) -> Result<Self, OpenError> {
         let connection = connect(&settings.path, settings.busy_timeout)?;
         let creating = |error: rusqlite::Error| unavailable("creating the ledger", &error);
-        connection
-            .execute_batch(&format!("begin immediate; {LEDGER_TABLES} commit;"))
-            .map_err(creating)?;
+        connection.execute_batch(&format!("begin immediate; {LEDGER_TABLES} commit;")).map_err(creating)?;
         let id = check_meta(&connection, &opening)?;
         if let Some(schema) = &opening.schema {
             let failed = |error: rusqlite::Error| OpenError::Schema { code: number(&error) };
@@ -563,7 +564,9 @@ impl Ledger {
         let committed = inserted.and_then(|inserted| match self.commit_batch(doing) {
             Ok(()) => Ok(inserted),
             Err(Broken::Unavailable(unavailable)) => Err(unavailable.into()),
-            Err(Broken::Batch(code)) => Err(SeedError::Failed { place: format!("seed.{name}"), code: code.to_string() }),
+            Err(Broken::Batch(code)) => {
+                Err(SeedError::Failed { place: format!("seed.{name}"), code: code.to_string() })
+            }
         });
         if committed.is_err() {
             self.roll_back();
@@ -588,20 +591,12 @@ impl Ledger {
 
     // ---- reading the ledger ------------------------------------------------------------------------------------------
 
-    fn row(
-        &self,
-        txid: &Txid,
-    ) -> rusqlite::Result<Result<Option<suture_participants_core::branch::Row>, Fault>> {
+    fn row(&self, txid: &Txid) -> rusqlite::Result<Result<Option<suture_participants_core::branch::Row>, Fault>> {
         let stored = self
             .connection
             .prepare_cached("select state, hash, code, duplicate_of from suture_ledger where txid = ?1")?
             .query_row([txid.to_string()], |row| {
-                Ok(StoredRow {
-                    state: row.get(0)?,
-                    hash: row.get(1)?,
-                    code: row.get(2)?,
-                    duplicate_of: row.get(3)?,
-                })
+                Ok(StoredRow { state: row.get(0)?, hash: row.get(1)?, code: row.get(2)?, duplicate_of: row.get(3)? })
             })
             .optional()?;
         Ok(stored.map(StoredRow::read).transpose())
@@ -719,10 +714,7 @@ fn connect(path: &Path, busy_timeout: Duration) -> Result<Connection, OpenError>
 fn check_meta(connection: &Connection, opening: &Opening) -> Result<String, OpenError> {
     let failed = |error: rusqlite::Error| unavailable("reading the ledger's marks", &error);
     connection
-        .execute(
-            "insert into suture_meta values (?1, lower(hex(randomblob(8)))) on conflict do nothing",
-            [LEDGER_ID],
-        )
+        .execute("insert into suture_meta values (?1, lower(hex(randomblob(8)))) on conflict do nothing", [LEDGER_ID])
         .map_err(failed)?;
     let read = |connection: &Connection| -> rusqlite::Result<BTreeMap<String, String>> {
         connection
@@ -748,7 +740,9 @@ enum Blame {
 fn blame(error: &rusqlite::Error) -> Blame {
     let Some(error) = error.sqlite_error() else { return Blame::Statement };
     match error.extended_code {
-        ffi::SQLITE_CONSTRAINT_UNIQUE | ffi::SQLITE_CONSTRAINT_PRIMARYKEY | ffi::SQLITE_CONSTRAINT_ROWID => Blame::Unique,
+        ffi::SQLITE_CONSTRAINT_UNIQUE | ffi::SQLITE_CONSTRAINT_PRIMARYKEY | ffi::SQLITE_CONSTRAINT_ROWID => {
+            Blame::Unique
+        }
         ffi::SQLITE_CONSTRAINT_CHECK => Blame::Check,
         _ => match error.code {
             ErrorCode::ConstraintViolation

@@ -19,22 +19,24 @@ use tokio::sync::mpsc;
 
 const HOPS: usize = 2_000;
 const BURST: u64 = 300_000;
+/// The embedded broker keeps 5 MiB a partition.
+const EMBEDDED_BURST: u64 = 10_000;
 const TOPIC: &str = "hop.requests";
 
 fn main() -> Result<(), Box<dyn Error>> {
     let _broker;
-    let settings = match std::env::args().nth(1) {
+    let (settings, burst) = match std::env::args().nth(1) {
         Some(bootstrap) => {
             let settings = KafkaSettings::new(bootstrap, "hop".parse()?);
             apply(Wanted { settings: &settings, participants: &[], allow_single_broker: true })?;
-            settings
+            (settings, BURST)
         }
         None => {
             let broker = EmbeddedBroker::start()?;
             let settings = broker.settings("hop".parse()?);
             broker.create_topics(&settings, &[])?;
             _broker = broker;
-            settings
+            (settings, EMBEDDED_BURST)
         }
     };
     let (tell, delivered) = reports::channel();
@@ -60,7 +62,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let began = now();
     let producing = std::thread::spawn(move || {
-        for n in 0..BURST {
+        for n in 0..burst {
             while outbox.append(TOPIC, 0, b"k", Some(&value), "request", None, n).is_err() {
                 std::thread::yield_now();
             }
@@ -68,13 +70,16 @@ fn main() -> Result<(), Box<dyn Error>> {
         outbox.close(Duration::from_secs(60))
     });
     let (mut read, mut batches) = (0, 0);
-    while read < BURST {
-        if let Some(ReaderEvent::Records(batch)) = events.blocking_recv() {
-            read += batch.len() as u64;
-            batches += 1;
+    while read < burst {
+        match events.blocking_recv() {
+            Some(ReaderEvent::Records(batch)) => {
+                read += batch.len() as u64;
+                batches += 1;
+            }
+            other => return Err(format!("the reader says {other:?}").into()),
         }
     }
-    let rate = BURST as f64 / began.elapsed().as_secs_f64();
+    let rate = burst as f64 / began.elapsed().as_secs_f64();
     println!("burst: {rate:.0} records/s written and read at once, {} a batch", read / batches);
     producing.join().map_err(|_| "the producing thread panicked")?.map_err(|left| format!("{left} not reported"))?;
     Ok(())

@@ -269,3 +269,93 @@ fn default_session_timeout_ms() -> u32 {
 fn default_fetch_wait_max_ms() -> u32 {
     100
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(toml: &str) -> Result<KafkaSettings, toml::de::Error> {
+        toml::from_str(toml)
+    }
+
+    fn with_property(name: &str, value: &str) -> KafkaSettings {
+        let mut settings = KafkaSettings::new("a:9092", default_prefix());
+        settings.properties.insert(name.to_string(), value.to_string());
+        settings
+    }
+
+    #[test]
+    fn only_the_brokers_must_be_named() {
+        let settings = parse("bootstrap = 'a:9092,b:9092'").unwrap();
+        assert_eq!(settings.check(), Ok(()));
+        assert_eq!((settings.prefix.as_str(), settings.partitions, settings.log_letters), ("suture", 12, None));
+        assert_eq!((settings.session_timeout_ms, settings.fetch_wait_max_ms), (6_000, 100));
+        let full = "bootstrap = 'a:9092'\nprefix = 'demo'\npartitions = 3\nlog_letters = 'k3f9q'\n\
+                    session_timeout_ms = 1500\nfetch_wait_max_ms = 5\n\
+                    [properties]\n'security.protocol' = 'SASL_SSL'\n'sasl.password' = 'secret'";
+        assert_eq!(parse(full).unwrap().check(), Ok(()));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_its_key() {
+        assert!(parse("bootstrap = 'a:9092'\nbootstrp = 'b:9092'").is_err());
+        assert!(parse("prefix = 'suture'").is_err());
+        assert!(parse("bootstrap = 'a:9092'\nprefix = 'With Space'").is_err());
+        for (line, key) in [
+            ("bootstrap = ' '", "kafka.bootstrap:"),
+            ("bootstrap = 'a:9092'\npartitions = 0", "kafka.partitions:"),
+            ("bootstrap = 'a:9092'\nsession_timeout_ms = 10", "kafka.session_timeout_ms:"),
+            ("bootstrap = 'a:9092'\nfetch_wait_max_ms = 0", "kafka.fetch_wait_max_ms:"),
+        ] {
+            let refused = parse(line).unwrap().check().unwrap_err();
+            assert!(refused.to_string().starts_with(key), "{refused}");
+        }
+    }
+
+    #[test]
+    fn properties_that_break_the_protocol_are_refused_and_their_values_not_shown() {
+        for (name, value) in [
+            ("enable.idempotence", "false"),
+            ("acks", "1"),
+            ("request.required.acks", "0"),
+            ("isolation.level", "read_uncommitted"),
+            ("enable.auto.commit", "true"),
+            ("enable.auto.offset.store", "true"),
+            ("auto.offset.reset", "latest"),
+            ("check.crcs", "false"),
+            ("group.protocol", "consumer"),
+            ("partition.assignment.strategy", "roundrobin"),
+            ("max.in.flight", "6"),
+            ("allow.auto.create.topics", "true"),
+            ("bootstrap.servers", "elsewhere:9092"),
+            ("session.timeout.ms", "45001"),
+            ("group.id", "mine"),
+            ("group.instance.id", "mine"),
+            ("client.rack", "r1"),
+            ("transactional.id", "mine"),
+            ("test.mock.num.brokers", "3"),
+        ] {
+            let settings = with_property(name, value);
+            let refused = settings.check().unwrap_err().to_string();
+            assert!(refused.starts_with(&format!("kafka.properties.\"{name}\": ")), "{refused}");
+            assert!(settings.producer("x").is_err() && settings.reader("x").is_err() && settings.member("x").is_err());
+        }
+        let shown = with_property("acks", "hunter2").check().unwrap_err().to_string();
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+
+    #[test]
+    fn properties_reach_librdkafka_and_replace_defaults_but_never_the_protocols_values() {
+        let mut settings = with_property("linger.ms", "2");
+        settings.properties.insert("sasl.username".to_string(), "me".to_string());
+        settings.properties.insert("acks".to_string(), "-1".to_string());
+        let producer = settings.producer("x").unwrap();
+        assert_eq!(producer.get("linger.ms"), Some("2"));
+        assert_eq!(producer.get("sasl.username"), Some("me"));
+        assert_eq!(producer.get("enable.idempotence"), Some("true"));
+        let member = settings.member("suture.coordinator").unwrap();
+        assert_eq!(member.get("heartbeat.interval.ms"), Some("500"));
+        assert_eq!(member.get("enable.auto.commit"), Some("false"));
+        assert_eq!(member.get("isolation.level"), Some("read_committed"));
+    }
+}

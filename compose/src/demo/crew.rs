@@ -110,13 +110,15 @@ impl Crew {
         }
     }
 
-    /// Kills when a kill is due and a transaction is open; starts again what was killed.
-    pub fn glance(&mut self, finished: u64, open: u64) -> anyhow::Result<()> {
+    /// Kills when a kill is due and a transaction is open; starts again what was killed. With no more to be fed the last
+    /// open ones must not end before all kills are done.
+    pub fn glance(&mut self, finished: u64, open: u64, is_fed: bool) -> anyhow::Result<()> {
         if open == 0 || self.kills == self.plan.len() {
             return Ok(());
         }
         let (after, victim) = self.plan[self.kills];
-        if finished < after {
+        let last_chance = is_fed && open <= (self.plan.len() - self.kills) as u64;
+        if finished < after && !last_chance {
             return Ok(());
         }
         let (role, child) = &mut self.children[victim];
@@ -128,6 +130,11 @@ impl Crew {
         self.kills += 1;
         self.children[victim].1 = self.spawn_child(&role)?;
         Ok(())
+    }
+
+    /// Kills nobody any more.
+    pub fn spare(&mut self) {
+        self.plan.truncate(self.kills);
     }
 
     /// How often a process was killed.
@@ -173,7 +180,8 @@ impl Crew {
             command.args(["--letters", letters.as_str()]);
         }
         // Its own errors, and nothing else, stand on the terminal of the demo.
-        command.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true);
+        // A process group of its own: Ctrl-C is for the demo, which then ends its children in order.
+        command.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true).process_group(0);
         command.spawn().with_context(|| format!("starting {role}"))
     }
 }

@@ -23,33 +23,46 @@ pub const CRASH_WINDOW: usize = 16;
 /// Most bytes of a partition that ingest has not read.
 const UNREAD_BYTES: usize = 1 << 20;
 
+/// The default limit of librdkafka's producers, less room for key and headers.
+const LARGEST_EVENT: usize = 999_000;
+
 const SAMPLES: [&str; 2] = [
     include_str!("../../samples/synthea-surgery-transactions.ndjson"),
     include_str!("../../samples/pysynthea-surgery-transactions.ndjson"),
 ];
 
-/// The events of a file, or those that come with the program.
-pub fn read_events(file: Option<&Path>) -> anyhow::Result<Vec<String>> {
-    let lines =
-        |text: &str| text.lines().filter(|line| !line.trim().is_empty()).map(str::to_string).collect::<Vec<_>>();
-    let Some(file) = file else { return Ok(SAMPLES.into_iter().flat_map(lines).collect()) };
-    let text = std::fs::read_to_string(file).with_context(|| {
-        format!(
-            "{}: cannot be read; --events takes a text file with one FHIR transaction Bundle a line",
-            file.display()
-        )
+/// The events of a file, one a line, or those that come with the program. The bytes stay as they are: what is broken is
+/// for ingest to reject.
+pub fn read_events(file: Option<&Path>) -> anyhow::Result<Vec<Vec<u8>>> {
+    let Some(file) = file else {
+        return Ok(SAMPLES.into_iter().flat_map(|text| lines(text.as_bytes())).collect());
+    };
+    let name = file.display();
+    let bytes = std::fs::read(file).with_context(|| {
+        format!("{name}: cannot be read; --events takes a file with one FHIR transaction Bundle a line")
     })?;
-    let events = lines(&text);
+    let events = lines(&bytes);
     if events.is_empty() {
-        bail!("{}: there is no event in it; --events takes one FHIR transaction Bundle a line", file.display());
+        bail!("{name}: there is no event in it; --events takes one FHIR transaction Bundle a line");
+    }
+    if let Some((index, event)) = events.iter().enumerate().find(|(_, event)| event.len() > LARGEST_EVENT) {
+        let bytes = event.len();
+        bail!(
+            "{name}: event {} has {bytes} bytes, and Kafka's producers take {LARGEST_EVENT} at most; remove it",
+            index + 1
+        );
     }
     Ok(events)
+}
+
+fn lines(bytes: &[u8]) -> Vec<Vec<u8>> {
+    bytes.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()).map(<[u8]>::to_vec).collect()
 }
 
 /// Feeds until all events are acknowledged, or `stop` turns true. Returns how many were.
 pub async fn feed(
     world: Arc<World>,
-    events: Vec<String>,
+    events: Vec<Vec<u8>>,
     window: usize,
     mut progress: watch::Receiver<Progress>,
     counts: Arc<IngestCounts>,
@@ -104,15 +117,12 @@ async fn append(
     outbox: &Outbox,
     deliveries: &mut mpsc::UnboundedReceiver<Delivery>,
     index: u64,
-    event: &str,
+    event: &[u8],
 ) -> anyhow::Result<()> {
     let partition = (index % u64::from(UPSTREAM_PARTITIONS)) as i32;
     loop {
         let key = index.to_string();
-        if outbox
-            .append(&world.upstream, partition, key.as_bytes(), Some(event.as_bytes()), "event", None, index)
-            .is_err()
-        {
+        if outbox.append(&world.upstream, partition, key.as_bytes(), Some(event), "event", None, index).is_err() {
             bail!("the producer's queue is full although it holds one event");
         }
         match deliveries.recv().await.context("the producer has ended")?.result {

@@ -31,6 +31,7 @@ use tokio::sync::watch as signal;
 
 use crate::{logging, services};
 use crew::Crew;
+pub use feed::read_events;
 use report::Report;
 use show::Show;
 use watch::Watch;
@@ -127,18 +128,19 @@ async fn play(args: DemoArgs, format: logging::Format) -> anyhow::Result<ExitCod
             ended = &mut feeder, if fed.is_none() => fed = Some(ended.context("feeding")??),
             event = watch.next() => {
                 watch.take_in(event?);
-                crew.glance(watch.finished(), watch.open(&counts))?;
+                crew.glance(watch.finished(), watch.open(&counts), fed.is_some())?;
             }
             failed = crew.failed() => return Err(failed),
             _ = interrupted.wait_for(|stop| *stop), if !stopping => {
                 stopping = true;
                 show.say("stopping: no more events are fed; what is open is finished");
+                crew.spare();
                 // The feeder may have ended by itself.
                 let _ = stop_feed.send(true);
             }
             _ = glance.tick() => {
                 watch.glance(&world).await?;
-                crew.glance(watch.finished(), watch.open(&counts))?;
+                crew.glance(watch.finished(), watch.open(&counts), fed.is_some())?;
                 show.progress(&watch, &counts, crew.kills());
             }
         }

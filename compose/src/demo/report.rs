@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::Context;
 use rusqlite::{Connection, OpenFlags};
 use serde_json::json;
-use suture_contract::ids::{Participant, Txid, code};
+use suture_contract::ids::{Origin, Participant, Txid, code};
 use suture_contract::messages::Ballot;
 use suture_coordinator::ingest::IngestCounts;
 
@@ -89,8 +89,15 @@ impl Report {
             *report.rejections.entry(code.to_string()).or_default() += 1;
         }
         report.judge_all(world);
-        for txid in watch.requests.keys() {
-            report.count(world, watch, *txid);
+        // An event that was read twice (ingest was killed before it committed) asked twice; it counts once.
+        let mut asked: BTreeMap<&Origin, Vec<Txid>> = BTreeMap::new();
+        for (txid, origin) in &watch.requests {
+            if let Some(origin) = origin {
+                asked.entry(origin).or_default().push(*txid);
+            }
+        }
+        for txids in asked.values() {
+            report.count(world, watch, txids);
         }
         Ok(report)
     }
@@ -149,32 +156,32 @@ impl Report {
         })
     }
 
-    /// One transaction of this run: committed by its rows, else by the reasons that its outcome gives.
-    fn count(&mut self, world: &World, watch: &Watch, txid: Txid) {
-        let name = txid.to_string();
-        if self.in_doubt.contains(&name) || self.partial.contains(&name) {
+    /// One event of this run: committed by its rows, else by the reasons that its outcomes give.
+    fn count(&mut self, world: &World, watch: &Watch, txids: &[Txid]) {
+        let names: Vec<String> = txids.iter().map(Txid::to_string).collect();
+        if names.iter().any(|name| self.in_doubt.contains(name) || self.partial.contains(name)) {
             return;
         }
-        if self.is_committed(world, &name) {
+        if names.iter().any(|name| self.is_committed(world, name)) {
             self.committed += 1;
             return;
         }
-        let views = watch.outcomes.get(&txid).map(|outcome| outcome.votes.as_slice()).unwrap_or_default();
-        let noes: Vec<_> = views
-            .iter()
-            .filter(|view| view.vote == Some(Ballot::No))
+        let outcomes = txids.iter().filter_map(|txid| watch.outcomes.get(txid));
+        let noes = outcomes.flat_map(|outcome| &outcome.votes).filter(|view| view.vote == Some(Ballot::No));
+        let reasons: BTreeSet<(String, String)> = noes
             .filter_map(|view| Some((view.code.as_ref()?.to_string(), view.participant.to_string())))
+            .filter(|(reason, _)| !code::is_repeat(reason))
             .collect();
-        if !noes.is_empty() && noes.iter().all(|(reason, _)| code::is_repeat(reason)) {
+        if reasons.is_empty() {
             self.duplicates += 1;
             return;
         }
         self.aborted += 1;
-        let codes: BTreeSet<&String> = noes.iter().map(|(code, _)| code).collect();
+        let codes: BTreeSet<&String> = reasons.iter().map(|(code, _)| code).collect();
         for code in codes {
             let (events, who) = self.reasons.entry(code.clone()).or_default();
             *events += 1;
-            who.extend(noes.iter().filter(|(said, _)| said == code).map(|(_, who)| who.clone()));
+            who.extend(reasons.iter().filter(|(said, _)| said == code).map(|(_, who)| who.clone()));
         }
     }
 }

@@ -48,6 +48,8 @@ pub struct Watch {
     pub decisions: BTreeMap<Txid, Verdict>,
     /// Per participant: decisions applied and decisions there are.
     pub applied: BTreeMap<Participant, (u64, u64)>,
+    /// How many outcomes were known when `applied` was asked for: all their decisions are in its ends.
+    outcomes_at_glance: usize,
     finished: BTreeSet<Origin>,
     progress: watch::Sender<Progress>,
     glances: Arc<std::sync::Mutex<Glances>>,
@@ -95,6 +97,7 @@ impl Watch {
             votes: BTreeMap::new(),
             decisions: BTreeMap::new(),
             applied: BTreeMap::new(),
+            outcomes_at_glance: 0,
             finished: BTreeSet::new(),
             progress: watch::Sender::new(Progress::default()),
             glances: Arc::new(std::sync::Mutex::new(glances)),
@@ -183,12 +186,14 @@ impl Watch {
 
     /// Whether every database has applied every decision.
     pub fn all_applied(&self) -> bool {
-        !self.applied.is_empty() && self.applied.values().all(|(applied, there)| applied == there)
+        let is_fresh = self.outcomes_at_glance == self.outcomes.len();
+        is_fresh && !self.applied.is_empty() && self.applied.values().all(|(applied, there)| applied == there)
     }
 
     /// Looks how far each database is: the committed offsets of its group, against the ends of the decisions.
     pub async fn glance(&mut self, world: &Arc<World>) -> anyhow::Result<()> {
         let (world, glances) = (Arc::clone(world), Arc::clone(&self.glances));
+        let outcomes = self.outcomes.len();
         let seen = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
             let Ok(mut glances) = glances.lock() else { bail!("a look at the groups has panicked") };
             let decisions = Topic::Decisions.name(&world.kafka.prefix);
@@ -210,8 +215,11 @@ impl Watch {
             Ok(applied)
         });
         // A passing failure (a group that is being rebalanced) is looked at again in a moment.
+        // Ignored events make no record that would wake the feeder.
+        self.progress.send_replace(Progress { finished: self.finished.len() as u64 });
         if let Ok(applied) = seen.await? {
             self.applied = applied;
+            self.outcomes_at_glance = outcomes;
         }
         Ok(())
     }

@@ -1,27 +1,24 @@
 //! What a demo stands on: a folder, its keys, a broker, topics, and three seeded databases.
 
 use anyhow::{Context, bail};
-use serde_json::value::RawValue;
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use suture_contract::ids::{Deployment, LogLetters, Participant};
 use suture_contract::keys::{HashKey, IdentityKey};
 use suture_contract::topic_map::Topic;
+use suture_coordinator_core::ingest::Keys;
 use suture_coordinator_core::ingest::rules::Rules;
-use suture_coordinator_core::ingest::{Event, Keys, Mapped, map};
 use suture_participants::config::{Database, ParticipantConfig};
 use suture_participants::opened::OpenedResource;
-use suture_participants::resource::Resource;
 
 use suture_topics::embedded::EmbeddedBroker;
 use suture_topics::settings::KafkaSettings;
 
 use super::report;
 use crate::random;
+use crate::seed::Seeds;
 
 const RULES: &str = include_str!("../../config/rules.toml");
-const SEEDS: &str = include_str!("../../config/seeds.toml");
 
 /// The three databases of the surgery, each with its configuration and its tables.
 const PARTICIPANTS: [(&str, &str, &str); 3] = [
@@ -57,7 +54,6 @@ pub struct World {
     pub rules: Arc<Rules>,
     /// The keys.
     pub keys: Keys,
-    seeds: Rules,
     is_embedded: bool,
     // Dropped last, in this order: the broker, and then the folder if it is a temporary one.
     _broker: Option<EmbeddedBroker>,
@@ -109,7 +105,6 @@ impl World {
         let upstream = upstream(&kafka.prefix);
         Ok(Ok(Self {
             rules: Arc::new(demo_rules()?.reading(&upstream)),
-            seeds: rules(SEEDS, "seeds.toml")?.reading(&upstream),
             is_embedded: broker.is_some(),
             kafka,
             folder,
@@ -131,21 +126,12 @@ impl World {
     }
 
     /// Puts patients, privileges and coverages into the databases, as the events name them. Inserts only what is missing.
-    pub async fn seed(&self, events: &[String]) -> anyhow::Result<()> {
+    pub async fn seed(&self, events: &[Vec<u8>]) -> anyhow::Result<()> {
+        let seeds = Seeds::of_demo()?;
         for participant in self.participants() {
             let resource =
                 open_participant(&self.folder, &self.kafka.prefix, &self.keys.identity, participant.as_str()).await?;
-            let mut payloads: BTreeMap<String, Vec<Box<RawValue>>> = BTreeMap::new();
-            for event in events {
-                let event = Event { topic: &self.upstream, partition: 0, offset: 0, value: Some(event.as_bytes()) };
-                let Mapped::Request { request, .. } = map(&self.seeds, &self.keys, &event) else { continue };
-                for branch in request.branches.into_iter().filter(|branch| branch.participant == participant) {
-                    payloads.entry(branch.operation).or_default().push(branch.payload);
-                }
-            }
-            for (seed, payloads) in payloads {
-                resource.seed(seed, payloads).await.with_context(|| format!("{participant}"))?;
-            }
+            seeds.apply(&resource, &participant, &self.keys, events).await?;
         }
         Ok(())
     }

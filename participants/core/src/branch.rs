@@ -218,9 +218,7 @@ pub fn refusal_by_key(rows: &[KeyRow], attempt: Attempt, hash: &RequestHash) -> 
             return Some(Refusal::because(code::CONFLICT));
         }
         return match live.state {
-            State::Committed => {
-                Some(Refusal { duplicate_of: Some(live.txid), ..Refusal::because(code::DUPLICATE) })
-            }
+            State::Committed => Some(Refusal { duplicate_of: Some(live.txid), ..Refusal::because(code::DUPLICATE) }),
             State::Absent | State::InDoubt | State::Aborted | State::Refused => {
                 Some(Refusal::because(code::IN_PROGRESS))
             }

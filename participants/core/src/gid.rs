@@ -86,8 +86,7 @@ mod tests {
         assert!(gid.has_hash(&hash));
         assert!(!gid.has_hash(&"k1:1123456789abcdef0123456789abcdef".parse().unwrap()));
 
-        let owner =
-            Owner { deployment: "a".repeat(16).parse().unwrap(), participant: "b".repeat(24).parse().unwrap() };
+        let owner = Owner { deployment: "a".repeat(16).parse().unwrap(), participant: "b".repeat(24).parse().unwrap() };
         let longest = Gid::new(format!("zzzzz-65535-{}", i64::MAX).parse().unwrap(), &owner, &hash);
         assert!(longest.to_string().len() < 100);
     }

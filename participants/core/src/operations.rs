@@ -214,9 +214,8 @@ fn compile_operation(
         return Err(misconfigured(&format!("{key}.{kind}"), problem));
     }
     let parameters = Parameters::new(&key, &config.parameters, dialect)?;
-    let compile = |kind, steps: &Option<Vec<StepConfig>>, scope| {
-        parameters.compile(&key, kind, steps.as_deref(), scope, dialect)
-    };
+    let compile =
+        |kind, steps: &Option<Vec<StepConfig>>, scope| parameters.compile(&key, kind, steps.as_deref(), scope, dialect);
     let (prepare, confirm, cancel) = match mode {
         Mode::Xa => (compile("prepare", &config.prepare, Scope::Branch)?, Vec::new(), Vec::new()),
         Mode::Reserve => (
@@ -512,11 +511,31 @@ mod tests {
             (reserve("select :a"), Mode::Reserve, "operation.op.confirm[0]: confirm and cancel know :txid alone"),
             (json!({}), Mode::Xa, "operation.op.prepare: the steps are missing"),
             (json!({ "prepare": [] }), Mode::Xa, "operation.op.prepare: at least one step"),
-            (json!({ "reserve": [{ "sql": "select 1", "rows": "any" }], "confirm": [] }), Mode::Reserve, "operation.op.cancel: the steps are missing"),
-            (json!({ "parameters": { "txid": { "path": "/a", "type": "text" } } }), Mode::Xa, "operation.op.parameters.txid: :txid is always there"),
-            (json!({ "parameters": { "A": { "path": "/a", "type": "text" } } }), Mode::Xa, "operation.op.parameters.A: name it with"),
-            (json!({ "parameters": { "a": { "path": "a", "type": "text" } } }), Mode::Xa, "operation.op.parameters.a: path is no JSON pointer"),
-            (json!({ "parameters": { "a": { "path": "/a", "type": "decimal" } } }), Mode::Xa, "operation.op.parameters.a: SQLite has no decimal"),
+            (
+                json!({ "reserve": [{ "sql": "select 1", "rows": "any" }], "confirm": [] }),
+                Mode::Reserve,
+                "operation.op.cancel: the steps are missing",
+            ),
+            (
+                json!({ "parameters": { "txid": { "path": "/a", "type": "text" } } }),
+                Mode::Xa,
+                "operation.op.parameters.txid: :txid is always there",
+            ),
+            (
+                json!({ "parameters": { "A": { "path": "/a", "type": "text" } } }),
+                Mode::Xa,
+                "operation.op.parameters.A: name it with",
+            ),
+            (
+                json!({ "parameters": { "a": { "path": "a", "type": "text" } } }),
+                Mode::Xa,
+                "operation.op.parameters.a: path is no JSON pointer",
+            ),
+            (
+                json!({ "parameters": { "a": { "path": "/a", "type": "decimal" } } }),
+                Mode::Xa,
+                "operation.op.parameters.a: SQLite has no decimal",
+            ),
         ];
         for (config, mode, expected) in wrong {
             let problem = compile(config, mode).unwrap_err().to_string();
@@ -528,7 +547,10 @@ mod tests {
     fn a_seed_has_no_txid() {
         let seed = |sql: &str| {
             let config = json!({ "steps": [{ "sql": sql, "rows": "any" }] });
-            compile_seeds(&BTreeMap::from([("s".to_string(), serde_json::from_value(config).unwrap())]), Dialect::Sqlite)
+            compile_seeds(
+                &BTreeMap::from([("s".to_string(), serde_json::from_value(config).unwrap())]),
+                Dialect::Sqlite,
+            )
         };
         assert!(seed("insert into t values (1)").is_ok());
         assert_eq!(seed("insert into t values (:txid)").unwrap_err().key, "seed.s.steps[0]");

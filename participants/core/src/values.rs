@@ -222,7 +222,10 @@ mod tests {
             ("text", &["1", "true", "{}", "\"a\\u0000\"", "null"]),
             ("integer", &["1.0", "1e3", "\"1\"", "9223372036854775808", "1e400"]),
             ("decimal", &["\"1\"", "1e400", "1e-400", "1.00000000000000000000000000001", "{}"]),
-            ("minor", &["1", "{\"value\":1}", "{\"value\":\"1\",\"currency\":\"USD\"}", "{\"value\":1,\"currency\":\"usd\"}"]),
+            (
+                "minor",
+                &["1", "{\"value\":1}", "{\"value\":\"1\",\"currency\":\"USD\"}", "{\"value\":1,\"currency\":\"usd\"}"],
+            ),
             ("timestamp", &["\"2020-02-29\"", "\"2020-02-29T00:00:00\"", "\"2020\"", "0"]),
             ("date", &["\"2020-02-30\"", "\"2020-02\"", "\"2020\"", "\"20200229aa\"", "20200229"]),
             ("boolean", &["1", "\"true\""]),
@@ -246,7 +249,11 @@ mod tests {
         assert_eq!(x(r#"{"value":0.5,"currency":"JPY"}"#), Err(AMOUNT));
         assert_eq!(x(r#"{"value":1e18,"currency":"USD"}"#), Err(code::UNREADABLE), "more than 64 bits");
 
-        let bare = |currency: Option<&str>, scale| Declared { currency: currency.map(str::to_string), scale, ..declared("minor") };
+        let bare = |currency: Option<&str>, scale| Declared {
+            currency: currency.map(str::to_string),
+            scale,
+            ..declared("minor")
+        };
         let payload = r#"{"x":12.5,"total":{"currency":"JPY"}}"#;
         assert_eq!(read(&bare(Some("USD"), None), payload), Ok(Value::Integer(1250)));
         assert_eq!(read(&bare(None, Some(3)), payload), Ok(Value::Integer(12_500)));

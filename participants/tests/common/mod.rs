@@ -48,7 +48,8 @@ pub fn prepare(n: u64, key: &str, attempt: u32, payload: &str) -> Arc<Prepare> {
 
 /// Differs as the payload does.
 pub fn hash(payload: &str) -> suture_contract::ids::RequestHash {
-    let sum = payload.bytes().fold(7u128, |sum, b| sum.wrapping_mul(0x0100_0000_0000_0000_0000_013b).wrapping_add(b.into()));
+    let sum =
+        payload.bytes().fold(7u128, |sum, b| sum.wrapping_mul(0x0100_0000_0000_0000_0000_013b).wrapping_add(b.into()));
     format!("k1:{sum:032x}").parse().unwrap()
 }
 
@@ -107,8 +108,7 @@ fn wrong(fault: Fault) -> Wrong {
 }
 
 /// What the bank holds in all, wherever it stands. 1000 at the start of every test.
-pub const MONEY: &str =
-    "select cast(coalesce((select sum(balance + held) from account), 0) + coalesce((select sum(amount) from item where done), 0) as bigint)";
+pub const MONEY: &str = "select cast(coalesce((select sum(balance + held) from account), 0) + coalesce((select sum(amount) from item where done), 0) as bigint)";
 const ITEMS: &str = "select count(*) from item";
 const DONE: &str = "select count(*) from item where done";
 const LEDGER: &str = "select count(*) from suture_ledger where state = 'STATE'";
@@ -312,7 +312,8 @@ async fn a_batch_holds_anything<B: Bench>(bench: &B) {
     assert_eq!(decided[2].clone().map_err(wrong), Err(Wrong::Lost));
     assert_eq!(bank.commit(commits).await.unwrap(), [Ok(Effect::Repeated), Ok(Effect::Repeated)]);
 
-    let aborts: Vec<_> = (60..90).map(|n| decision(&put(n, &format!("key-{n}"), "x", "a", 1), Verdict::Abort)).collect();
+    let aborts: Vec<_> =
+        (60..90).map(|n| decision(&put(n, &format!("key-{n}"), "x", "a", 1), Verdict::Abort)).collect();
     assert!(bank.abort(aborts.clone()).await.unwrap().iter().all(|e| *e == Ok(Effect::NotedAbort)));
     assert!(bank.abort(aborts).await.unwrap().iter().all(|e| *e == Ok(Effect::Repeated)));
     assert!(bank.prepare(vec![]).await.unwrap().is_empty());
@@ -340,7 +341,8 @@ async fn positions_are_kept<B: Bench>(bench: &B) {
 
 async fn seeds_insert_what_is_missing<B: Bench>(bench: &B) {
     let bank = bench.open().await;
-    let rows = |texts: &[&str]| texts.iter().map(|t| RawValue::from_string((*t).to_string()).unwrap()).collect::<Vec<_>>();
+    let rows =
+        |texts: &[&str]| texts.iter().map(|t| RawValue::from_string((*t).to_string()).unwrap()).collect::<Vec<_>>();
     let both = rows(&[r#"{"name":"b","bucket":3}"#, r#"{"name":"c","bucket":0}"#, r#"{"name":"b","bucket":3}"#]);
     assert_eq!(bank.seed("account".to_string(), both.clone()).await, Ok(1), "bucket 0 is left out");
     assert_eq!(bank.seed("account".to_string(), both).await, Ok(0));

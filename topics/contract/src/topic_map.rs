@@ -116,7 +116,7 @@ impl Topic {
             Self::Requests => Declaration {
                 purpose: "what is asked for: requests and cancellations",
                 writer: "ingest, or an application",
-                reader: "coordinator (group <prefix>.coordinator)",
+                reader: "coordinator (group `<prefix>.coordinator`)",
                 key: "order key",
                 cleanup: Cleanup::Delete { retention: 7 * DAY },
             },

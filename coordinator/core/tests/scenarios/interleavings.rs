@@ -47,10 +47,10 @@ fn any_interleaving_decides_the_product_of_the_first_votes() {
     let kinds =
         ["crash", "lost", "doubled", "late", "refused prepare", "old positions", "early vote", "let go", "cancel"];
     for what in kinds {
-        least(what, 200);
+        least(what, 100);
     }
     for what in ["commit", "abort", "expired", "decided twice", "waits for topics"] {
-        least(what, 200);
+        least(what, 100);
     }
 }
 

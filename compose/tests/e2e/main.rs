@@ -1,0 +1,26 @@
+//! End to end, on three real brokers and PostgreSQL, with the services as real processes. `compose/test` starts the
+//! servers; where they are missing these tests fail.
+//!
+//! ```text
+//! cluster.rs   the servers, Kafka's own tools, whose turn it is
+//! world.rs     a deployment of one's own: topics, databases, configuration, seeded
+//! process.rs   `suture` as processes: start, kill, freeze, drain
+//! feed.rs      events into the upstream topic
+//! logs.rs      an own copy of every topic
+//! rows.rs      what stands in the three databases
+//! oracle.rs    what must become of each event, computed from events and seeds alone
+//! check.rs     what must hold whatever happened
+//! ```
+
+mod check;
+mod cluster;
+mod feed;
+mod logs;
+mod oracle;
+mod process;
+mod rows;
+mod world;
+
+mod operator;
+mod surgeries;
+mod twice;

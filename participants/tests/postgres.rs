@@ -1,0 +1,629 @@
+//! PostgreSQL in mode xa, on a real server: the shared suite, and what is PostgreSQL's own.
+//!
+//! Each test has a database of its own, which it creates and drops. The server is named by `SUTURE_TEST_POSTGRES`;
+//! `compose/test` starts one and sets it.
+
+mod common;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use common::*;
+use suture_contract::ids::Deployment;
+use suture_contract::messages::{Prepare, Verdict};
+use suture_participants::config::{Database, ParticipantConfig, PostgresSettings};
+use suture_participants::postgres::PostgresResource;
+use suture_participants::resource::{Effect, Fault, OpenError, Opening, Prepared, Resource};
+use suture_participants_core::branch::Wrong;
+use tokio_postgres::{Client, NoTls};
+
+const CONFIG: &str = r#"
+name = "bank"
+mode = "xa"
+[database]
+kind = "postgres"
+url = "URL"
+connections = 8
+cap = 20
+lock_timeout_ms = 300
+lost_after_ms = 300
+
+[operation.put.parameters]
+id = { path = "/id", type = "text" }
+account = { path = "/account", type = "text" }
+amount = { path = "/amount", type = "integer" }
+[[operation.put.prepare]]
+sql = "update account set balance = balance - :amount where name = :account"
+rows = 1
+code = "NO_ACCOUNT"
+check = "LIMIT"
+[[operation.put.prepare]]
+sql = "insert into item (id, account, amount, txid) values (:id, :account, :amount, :txid)"
+rows = 1
+unique = "DUPLICATE"
+
+[operation.put_only.parameters]
+id = { path = "/id", type = "text" }
+amount = { path = "/amount", type = "integer" }
+[[operation.put_only.prepare]]
+sql = "insert into item (id, account, amount, txid) values (:id, '-', :amount, :txid)"
+rows = 1
+
+[operation.put_child.parameters]
+id = { path = "/id", type = "text" }
+[[operation.put_child.prepare]]
+sql = "insert into child (id, txid) values (:id, :txid)"
+rows = 1
+
+[operation.sleep.parameters]
+seconds = { path = "/seconds", type = "decimal" }
+[[operation.sleep.prepare]]
+sql = "select pg_sleep(:seconds::float8)"
+rows = 1
+
+[operation.shout.parameters]
+word = { path = "/word", type = "text" }
+[[operation.shout.prepare]]
+sql = "select pg_notify('shout', :word)"
+rows = 1
+
+[seed.account.parameters]
+name = { path = "/name", type = "text" }
+bucket = { path = "/bucket", type = "integer" }
+[[seed.account.steps]]
+sql = "insert into account (name, balance) select :name, 0 where :bucket <> 0 on conflict do nothing"
+rows = "any"
+"#;
+
+const SCHEMA: &str = "
+create table if not exists account (name text primary key, balance bigint not null check (balance >= 0), held bigint not null default 0);
+create table if not exists item (
+    id text primary key, account text not null, amount bigint not null, done boolean not null default true,
+    txid text not null, constraint positive check (amount > 0)
+);
+create table if not exists child (id text primary key references item deferrable initially deferred, txid text not null);
+";
+
+/// A fresh database.
+struct Db {
+    name: String,
+    url: String,
+}
+
+static DATABASES: AtomicU32 = AtomicU32::new(0);
+
+fn server() -> String {
+    std::env::var("SUTURE_TEST_POSTGRES").expect(
+        "SUTURE_TEST_POSTGRES is not set: these tests need a PostgreSQL server; run them with compose/test, which starts one",
+    )
+}
+
+async fn connect(url: &str) -> Client {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+impl Db {
+    async fn new() -> Self {
+        let server = server();
+        let name = format!("p{}_{}", std::process::id(), DATABASES.fetch_add(1, Ordering::Relaxed));
+        connect(&server).await.batch_execute(&format!("create database {name}")).await.unwrap();
+        let (base, _) = server.rsplit_once('/').expect("a URL with a database");
+        let db = Self { url: format!("{base}/{name}"), name };
+        db.execute(&format!("{SCHEMA} insert into account (name, balance) values ('a', 1000)")).await;
+        db
+    }
+
+    /// Gids are one list for the whole server, whatever the database.
+    fn deployment(&self) -> Deployment {
+        self.name.replace('_', "-").parse().unwrap()
+    }
+
+    fn gid(&self, prepare: &Prepare) -> String {
+        format!("{}/{}/bank/{}", prepare.txid, self.deployment(), prepare.hash.short())
+    }
+
+    /// Not in `Drop`, which cannot wait. A test that failed leaves its database for whoever looks into it.
+    async fn drop_database(self) {
+        let own = connect(&self.url).await;
+        for row in
+            own.query("select gid from pg_prepared_xacts where database = current_database()", &[]).await.unwrap()
+        {
+            own.batch_execute(&format!("rollback prepared '{}'", row.get::<_, &str>(0))).await.unwrap();
+        }
+        drop(own);
+        let server = connect(&server()).await;
+        server.batch_execute(&format!("drop database {} with (force)", self.name)).await.unwrap();
+    }
+
+    fn config(&self, text: &str) -> (PostgresSettings, Opening) {
+        let text = text.replace("URL", &self.url);
+        let config = ParticipantConfig::parse(&text, Path::new("bank.toml")).unwrap();
+        let mut opening = config.opening(&self.deployment(), Some("fingerprint".to_string()), false).unwrap();
+        opening.schema = Some(SCHEMA.to_string());
+        let Database::Postgres(settings) = config.database else { panic!("another kind") };
+        (settings, opening)
+    }
+
+    async fn try_open(
+        &self,
+        change: impl FnOnce(&mut PostgresSettings, &mut Opening),
+    ) -> Result<PostgresResource, OpenError> {
+        let (mut settings, mut opening) = self.config(CONFIG);
+        change(&mut settings, &mut opening);
+        PostgresResource::open(settings, opening).await
+    }
+
+    async fn execute(&self, sql: &str) {
+        connect(&self.url).await.batch_execute(sql).await.unwrap();
+    }
+
+    async fn gids(&self) -> Vec<String> {
+        let sql = "select gid from pg_prepared_xacts where database = current_database() order by gid";
+        connect(&self.url).await.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
+    }
+
+    /// Ends all sessions of the database but the one that asks; answers how many.
+    async fn kill_connections(&self) -> i64 {
+        self.number(
+            "select count(pg_terminate_backend(pid)) from pg_stat_activity
+             where datname = current_database() and pid <> pg_backend_pid()",
+        )
+        .await
+    }
+
+    /// Waits until a statement of ours waits for a lock.
+    async fn until_somebody_waits(&self) {
+        let sql =
+            "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+        while self.number(sql).await == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+impl Bench for Db {
+    type R = PostgresResource;
+
+    async fn open(&self) -> PostgresResource {
+        self.try_open(|_, _| ()).await.unwrap()
+    }
+
+    async fn number(&self, sql: &str) -> i64 {
+        connect(&self.url).await.query_one(sql, &[]).await.unwrap().get(0)
+    }
+}
+
+fn of_operation(operation: &str, n: u64, payload: &str) -> Arc<Prepare> {
+    let mut prepared = Prepare::clone(&prepare(n, &format!("key-{n}"), 1, payload));
+    prepared.operation = operation.to_string();
+    Arc::new(prepared)
+}
+
+#[tokio::test]
+async fn postgres_conforms() {
+    let db = Db::new().await;
+    conforms(&db).await;
+    assert!(db.gids().await.is_empty());
+    db.drop_database().await;
+}
+
+/// Q8: what a yes means, and that the row is the proof.
+#[tokio::test]
+async fn a_yes_stands_in_the_list_and_its_row_is_invisible() {
+    let db = Db::new().await;
+    let bank = db.open().await;
+    let branch = put(1, "key-1", "i1", "a", 10);
+    assert_eq!(prepare_one(&bank, &branch).await, yes());
+    assert_eq!(db.gids().await, [db.gid(&branch)]);
+    assert_eq!(db.number("select count(*) from suture_ledger").await, 0);
+    assert_eq!(db.number("select count(*) from item").await, 0);
+    assert_eq!(commit(&bank, &branch).await, Ok(Effect::Finished));
+    assert_eq!(
+        db.number("select count(*) from suture_ledger where state = 'committed' and live_key = 'key-1'").await,
+        1
+    );
+    assert!(db.gids().await.is_empty());
+    db.drop_database().await;
+}
+
+/// Q7: nothing that a branch sets stays on the connection.
+#[tokio::test]
+async fn settings_end_with_their_branch() {
+    let db = Db::new().await;
+    let probe = CONFIG.replace(
+        "select pg_sleep(:seconds::float8)",
+        "select 1 where :seconds::float8 >= 0 and current_setting('lock_timeout') = '300ms' and current_setting('statement_timeout') = '5s' and current_setting('synchronous_commit') = 'on' and current_setting('idle_in_transaction_session_timeout') = '1min'",
+    );
+    db.execute(&format!("alter database {} set synchronous_commit = off", db.name)).await;
+    let (mut settings, opening) = db.config(&probe);
+    settings.connections = 1;
+    let bank = PostgresResource::open(settings, opening).await.unwrap();
+    for n in 1..4 {
+        assert_eq!(prepare_one(&bank, &of_operation("sleep", n, r#"{"seconds":0}"#)).await, yes());
+        assert_eq!(abort(&bank, &of_operation("sleep", n, r#"{"seconds":0}"#)).await, Ok(Effect::Finished));
+    }
+    db.drop_database().await;
+}
+
+/// R4: a repeated prepare in doubt answers from the gid, and one about something else is no repeat.
+#[tokio::test]
+async fn the_gid_tells_the_hash_while_the_row_is_invisible() {
+    let db = Db::new().await;
+    let branch = put(1, "key-1", "i1", "a", 10);
+    assert_eq!(prepare_one(&db.open().await, &branch).await, yes());
+    let bank = db.open().await;
+    assert_eq!(prepare_one(&bank, &branch).await, yes());
+    let other = put(1, "key-1", "i1", "a", 11);
+    let Prepared::Fault(Fault::Violation(violation)) = prepare_one(&bank, &other).await else { panic!("obeyed") };
+    assert_eq!(violation.wrong, Wrong::OtherHash);
+    assert_eq!(db.gids().await, [db.gid(&branch)]);
+    db.drop_database().await;
+}
+
+/// Q3, R4: two sessions prepare the same branch at once; both answer yes, and it is there once.
+#[tokio::test]
+async fn two_sessions_prepare_one_branch() {
+    let db = Db::new().await;
+    let (one, two) = (Arc::new(db.open().await), Arc::new(db.open().await));
+    for n in 0..20 {
+        let branch = put(n, &format!("key-{n}"), &format!("i{n}"), "a", 1);
+        let at_once = [&one, &two, &one].map(|bank| {
+            let (bank, branch) = (Arc::clone(bank), Arc::clone(&branch));
+            tokio::spawn(async move { prepare_one(&*bank, &branch).await })
+        });
+        for prepared in at_once {
+            assert_eq!(prepared.await.unwrap(), yes());
+        }
+        assert_eq!(commit(&*one, &branch).await, Ok(Effect::Finished));
+    }
+    assert_eq!(db.number("select count(*) from item").await, 20);
+    db.drop_database().await;
+}
+
+/// Q16, R18: a business key, and a row, that a branch in doubt holds.
+#[tokio::test]
+async fn what_is_in_doubt_blocks_others_for_a_moment_only() {
+    let db = Db::new().await;
+    let bank = db.open().await;
+    let branch = put(1, "key-1", "i1", "a", 10);
+    assert_eq!(prepare_one(&bank, &branch).await, yes());
+    assert_eq!(code(&prepare_one(&bank, &put(2, "key-1", "i1", "a", 10)).await), "in_progress");
+    assert_eq!(code(&prepare_one(&bank, &put(3, "key-3", "i3", "a", 10)).await), "busy", "the account is locked");
+    assert_eq!(db.gids().await, [db.gid(&branch)]);
+
+    // One that waits goes on as soon as the decision comes: decisions have connections of their own.
+    db.execute("insert into account values ('b', 5)").await;
+    let bank = Arc::new(
+        db.try_open(|settings, _| {
+            settings.connections = 1;
+            settings.lock_timeout = Duration::from_secs(60);
+            settings.statement_timeout = Duration::from_secs(60);
+        })
+        .await
+        .unwrap(),
+    );
+    let waiting = {
+        let bank = Arc::clone(&bank);
+        tokio::spawn(async move { prepare_one(&*bank, &put(4, "key-4", "i4", "a", 10)).await })
+    };
+    db.until_somebody_waits().await;
+    assert_eq!(commit(&*bank, &branch).await, Ok(Effect::Finished));
+    assert_eq!(waiting.await.unwrap(), yes());
+    db.drop_database().await;
+}
+
+/// R18: a second transaction of the same key waits for the first, whose decision says what it is.
+#[tokio::test]
+async fn a_key_that_is_committed_meanwhile_is_a_duplicate() {
+    let db = Db::new().await;
+    let patient = |settings: &mut PostgresSettings, _: &mut Opening| {
+        settings.lock_timeout = Duration::from_secs(60);
+        settings.statement_timeout = Duration::from_secs(60);
+    };
+    let bank = Arc::new(db.try_open(patient).await.unwrap());
+    for (first, second, verdict, expected) in
+        [(1, 2, Verdict::Commit, "duplicate"), (3, 4, Verdict::Abort, "aborted_before")]
+    {
+        let (key, item) = (format!("key-{first}"), format!("i{first}"));
+        let branch = put(first, &key, &item, "a", 10);
+        assert_eq!(prepare_one(&*bank, &branch).await, yes());
+        let waiting = {
+            let (bank, again) = (Arc::clone(&bank), put(second, &key, &item, "a", 10));
+            tokio::spawn(async move { prepare_one(&*bank, &again).await })
+        };
+        db.until_somebody_waits().await;
+        assert_eq!(decide(&*bank, &branch, verdict).await, Ok(Effect::Finished));
+        let answer = waiting.await.unwrap();
+        if verdict == Verdict::Commit {
+            assert_eq!(code(&answer), expected);
+        } else {
+            // Between the rollback and the `aborted` row the key is free: either is right.
+            assert!(answer == yes() || code(&answer) == expected, "{answer:?}");
+        }
+    }
+    db.drop_database().await;
+}
+
+/// Q2: a block that had failed answers ROLLBACK to the PREPARE; Q6: what cannot be prepared at all.
+#[tokio::test]
+async fn what_does_not_get_into_the_list_is_no_yes() {
+    let db = Db::new().await;
+    let bank = db.open().await;
+    let child = of_operation("put_child", 1, r#"{"id":"nobody"}"#);
+    assert_eq!(code(&prepare_one(&bank, &child).await), "statement_failed", "a deferred constraint fails at PREPARE");
+    let shout = of_operation("shout", 2, r#"{"word":"x"}"#);
+    assert_eq!(code(&prepare_one(&bank, &shout).await), "statement_failed", "NOTIFY");
+    assert!(db.gids().await.is_empty());
+    assert_eq!(db.number("select count(*) from suture_ledger where state = 'refused'").await, 2);
+    // The connections are as good as new.
+    for n in 3..12 {
+        assert_eq!(
+            prepare_one(&bank, &of_operation("put_only", n, &format!(r#"{{"id":"i{n}","amount":1}}"#))).await,
+            yes()
+        );
+    }
+    db.drop_database().await;
+}
+
+#[tokio::test]
+async fn a_statement_that_takes_too_long_is_busy() {
+    let db = Db::new().await;
+    let bank = db.try_open(|settings, _| settings.statement_timeout = Duration::from_millis(100)).await.unwrap();
+    assert_eq!(code(&prepare_one(&bank, &of_operation("sleep", 1, r#"{"seconds":30}"#)).await), "busy");
+    assert_eq!(prepare_one(&bank, &of_operation("sleep", 2, r#"{"seconds":0}"#)).await, yes());
+    db.drop_database().await;
+}
+
+/// More than the cap is not tried, and nothing is voted about it.
+#[tokio::test]
+async fn beyond_the_cap_branches_wait() {
+    let db = Db::new().await;
+    let bank = db.try_open(|settings, _| settings.cap = 2).await.unwrap();
+    let branches: Vec<_> =
+        (1..=3).map(|n| of_operation("put_only", n, &format!(r#"{{"id":"i{n}","amount":1}}"#))).collect();
+    let prepared = bank.prepare(branches.clone()).await.unwrap();
+    assert_eq!(prepared, [yes(), yes(), Prepared::Later]);
+    assert_eq!(bank.prepare(branches.clone()).await.unwrap(), prepared, "what is in doubt already answers");
+    assert_eq!(abort(&bank, &branches[0]).await, Ok(Effect::Finished));
+    assert_eq!(prepare_one(&bank, &branches[2]).await, yes());
+    db.drop_database().await;
+}
+
+/// R2, R3: the abort comes while its prepare is running, and while it is prepared unseen.
+#[tokio::test]
+async fn an_abort_meets_its_prepare_on_the_way() {
+    let db = Db::new().await;
+    let bank = Arc::new(
+        db.try_open(|settings, _| {
+            settings.lock_timeout = Duration::from_secs(60);
+            settings.statement_timeout = Duration::from_secs(60);
+        })
+        .await
+        .unwrap(),
+    );
+    // The account is locked by somebody else, so the branch stands still with its ledger row inserted.
+    let other = connect(&db.url).await;
+    other.batch_execute("begin; update account set balance = balance").await.unwrap();
+    let branch = put(1, "key-1", "i1", "a", 10);
+    let preparing = {
+        let (bank, branch) = (Arc::clone(&bank), Arc::clone(&branch));
+        tokio::spawn(async move { prepare_one(&*bank, &branch).await })
+    };
+    db.until_somebody_waits().await;
+    let aborting = {
+        let (bank, branch) = (Arc::clone(&bank), Arc::clone(&branch));
+        tokio::spawn(async move { abort(&*bank, &branch).await })
+    };
+    other.batch_execute("commit").await.unwrap();
+    // Whichever came first, in the end there is a row, no branch and no effect.
+    let vote = preparing.await.unwrap();
+    assert!(vote == yes() || code(&vote) == "aborted", "{vote:?}");
+    assert!(matches!(aborting.await.unwrap(), Ok(Effect::Finished | Effect::NotedAbort)));
+    assert!(db.gids().await.is_empty());
+    assert_eq!(db.number("select count(*) from suture_ledger where state = 'aborted'").await, 1);
+    assert_eq!(db.number("select count(*) from item").await, 0);
+    assert_eq!(code(&prepare_one(&*bank, &branch).await), "aborted");
+    db.drop_database().await;
+}
+
+/// After ROLLBACK PREPARED and before the row a crash leaves nothing at all; the decision comes again.
+#[tokio::test]
+async fn a_crash_between_rollback_and_row_is_mended_by_the_decision() {
+    let db = Db::new().await;
+    let bank = db.open().await;
+    let branch = put(1, "key-1", "i1", "a", 10);
+    assert_eq!(prepare_one(&bank, &branch).await, yes());
+    db.execute(&format!("rollback prepared '{}'", db.gid(&branch))).await;
+    assert_eq!(abort(&bank, &branch).await, Ok(Effect::NotedAbort));
+    assert_eq!(code(&prepare_one(&bank, &branch).await), "aborted");
+    db.drop_database().await;
+}
+
+/// R7: a prepared branch that an operator removed. Nobody may call that a success.
+#[tokio::test]
+async fn a_branch_that_is_gone_is_lost() {
+    let db = Db::new().await;
+    let bank = db.open().await;
+    let (gone, sound) = (put(1, "key-1", "i1", "a", 10), of_operation("put_only", 2, r#"{"id":"i2","amount":1}"#));
+    bank.prepare(vec![gone.clone(), sound.clone()]).await.unwrap();
+    db.execute(&format!("rollback prepared '{}'", db.gid(&gone))).await;
+    let batch = [&gone, &sound].map(|p| decision(p, Verdict::Commit)).to_vec();
+    let decided = bank.commit(batch).await.unwrap();
+    let Err(Fault::Violation(violation)) = &decided[0] else { panic!("acknowledged") };
+    assert_eq!(violation.wrong, Wrong::Lost);
+    assert_eq!(decided[1], Ok(Effect::Finished), "the other one is not held up");
+    assert_eq!(db.number("select count(*) from item").await, 1);
+    db.drop_database().await;
+}
+
+/// R7 the other way: a branch that an operator committed by hand is committed.
+#[tokio::test]
+async fn a_branch_that_was_committed_by_hand_is_committed() {
+    let db = Db::new().await;
+    let bank = db.open().await;
+    let branch = put(1, "key-1", "i1", "a", 10);
+    assert_eq!(prepare_one(&bank, &branch).await, yes());
+    db.execute(&format!("commit prepared '{}'", db.gid(&branch))).await;
+    assert_eq!(commit(&bank, &branch).await, Ok(Effect::Repeated));
+    db.drop_database().await;
+}
+
+/// A row that another session is still inserting is waited for before a branch is called lost.
+#[tokio::test]
+async fn a_row_on_its_way_is_not_lost() {
+    let db = Db::new().await;
+    let bank = Arc::new(db.try_open(|settings, _| settings.lost_after = Duration::from_secs(60)).await.unwrap());
+    let branch = put(1, "key-1", "i1", "a", 10);
+    let other = connect(&db.url).await;
+    let row = format!(
+        "begin; insert into suture_ledger (txid, state, hash, business_key, attempt, live_key)
+         values ('{}', 'committed', '{}', 'key-1', 1, 'key-1')",
+        branch.txid, branch.hash
+    );
+    other.batch_execute(&row).await.unwrap();
+    let committing = {
+        let (bank, branch) = (Arc::clone(&bank), Arc::clone(&branch));
+        tokio::spawn(async move { commit(&*bank, &branch).await })
+    };
+    db.until_somebody_waits().await;
+    other.batch_execute("commit").await.unwrap();
+    assert_eq!(committing.await.unwrap(), Ok(Effect::Repeated));
+    db.drop_database().await;
+}
+
+/// R1: every connection dies between vote and decision, and in the middle of a branch.
+#[tokio::test]
+async fn killed_connections_lose_nothing() {
+    let db = Db::new().await;
+    let bank = Arc::new(db.open().await);
+    let branch = put(1, "key-1", "i1", "a", 10);
+    assert_eq!(prepare_one(&*bank, &branch).await, yes());
+    assert!(db.kill_connections().await > 0);
+    assert_eq!(commit(&*bank, &branch).await, Ok(Effect::Finished));
+
+    let other = connect(&db.url).await;
+    other.batch_execute("begin; update account set balance = balance").await.unwrap();
+    let branch = put(2, "key-2", "i2", "a", 10);
+    let cut = {
+        let (bank, branch) = (Arc::clone(&bank), Arc::clone(&branch));
+        tokio::spawn(async move { bank.prepare(vec![branch]).await })
+    };
+    db.until_somebody_waits().await;
+    db.kill_connections().await;
+    assert!(cut.await.unwrap().is_err(), "nobody knows, so nothing is answered");
+    assert!(db.gids().await.is_empty());
+    assert_eq!(prepare_one(&*bank, &branch).await, yes(), "the same, asked again");
+    assert_eq!(abort(&*bank, &branch).await, Ok(Effect::Finished));
+    assert_eq!(db.number(MONEY).await, 1000);
+    db.drop_database().await;
+}
+
+/// X4, P58: what others prepared in the same database is nobody's business here.
+#[tokio::test]
+async fn foreign_branches_stay_untouched() {
+    let db = Db::new().await;
+    let bank = db.open().await;
+    let other_deployment = put(1, "key-1", "i1", "a", 10);
+    let foreign = [
+        "somebody-elses".to_string(),
+        format!("{}/other/bank/{}", txid(1), other_deployment.hash.short()),
+        format!("{}/{}/teller/{}", txid(1), db.deployment(), other_deployment.hash.short()),
+    ];
+    for (n, gid) in foreign.iter().enumerate() {
+        db.execute(&format!("begin; insert into item values ('f{n}', '-', 1, true, '-'); prepare transaction '{gid}'"))
+            .await;
+    }
+    assert!(bank.in_doubt().await.unwrap().is_empty());
+    let Err(Fault::Violation(violation)) = commit(&bank, &other_deployment).await else { panic!("obeyed") };
+    assert_eq!(violation.wrong, Wrong::Lost);
+    assert_eq!(abort(&bank, &other_deployment).await, Ok(Effect::NotedAbort));
+    assert_eq!(db.gids().await.len(), 3);
+    db.drop_database().await;
+}
+
+/// Many at once, over all connections, with every kind of end.
+#[tokio::test]
+async fn many_branches_at_once_add_up() {
+    let db = Db::new().await;
+    let bank = Arc::new(
+        db.try_open(|settings, _| {
+            settings.lock_timeout = Duration::from_secs(60);
+            settings.statement_timeout = Duration::from_secs(60);
+        })
+        .await
+        .unwrap(),
+    );
+    let tasks: Vec<_> = (1..=60_u64)
+        .map(|n| {
+            let bank = Arc::clone(&bank);
+            tokio::spawn(async move {
+                let branch = put(n, &format!("key-{n}"), &format!("i{n}"), "a", 1);
+                assert_eq!(prepare_one(&*bank, &branch).await, yes());
+                let verdict = if n % 3 == 0 { Verdict::Abort } else { Verdict::Commit };
+                assert_eq!(decide(&*bank, &branch, verdict).await, Ok(Effect::Finished));
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert_eq!(db.number("select balance from account where name = 'a'").await, 960);
+    assert_eq!(db.number("select count(*) from item").await, 40);
+    assert_eq!(db.number("select count(*) from suture_ledger where state = 'aborted'").await, 20);
+    db.drop_database().await;
+}
+
+#[tokio::test]
+async fn unsafe_or_foreign_databases_are_refused() {
+    let db = Db::new().await;
+    let refused = db.try_open(|settings, _| settings.cap = 1000).await.err().unwrap();
+    assert!(matches!(refused, OpenError::Need { setting: "max_prepared_transactions", .. }), "{refused}");
+    drop(db.open().await);
+    let refused = db.try_open(|_, opening| opening.owner.deployment = "other".parse().unwrap()).await.err().unwrap();
+    assert!(matches!(refused, OpenError::Foreign { what: "deployment", .. }), "{refused}");
+    let refused =
+        db.try_open(|_, opening| opening.identity_fingerprint = Some("other".to_string())).await.err().unwrap();
+    assert!(matches!(refused, OpenError::Foreign { what: "identity_key", .. }), "{refused}");
+    let (settings, opening) =
+        db.config(&CONFIG.replace("insert into child (id, txid)", "insert into child (id, nothing)"));
+    let refused = PostgresResource::open(settings, opening).await.err().unwrap();
+    assert!(
+        matches!(&refused, OpenError::Statement { place, .. } if place == "operation.put_child.prepare[0]"),
+        "{refused}"
+    );
+    let refused =
+        db.try_open(|settings, _| settings.url = settings.url.replace("/p", "/no_such_")).await.err().unwrap();
+    assert_eq!(refused.to_string(), "the database is unavailable while connecting (3D000)");
+    db.drop_database().await;
+}
+
+/// A restart with a branch in doubt must not wait for its locks.
+#[tokio::test]
+async fn opening_again_does_not_wait_for_branches_in_doubt() {
+    let db = Db::new().await;
+    let branch = put(1, "key-1", "i1", "a", 10);
+    assert_eq!(prepare_one(&db.open().await, &branch).await, yes());
+    let two = [db.open().await, db.open().await];
+    assert_eq!(two[0].ledger_id(), two[1].ledger_id());
+    assert_eq!(commit(&two[1], &branch).await, Ok(Effect::Finished));
+    db.drop_database().await;
+}
+
+#[tokio::test]
+async fn no_row_value_leaves_in_an_error() {
+    let db = Db::new().await;
+    let bank = db.open().await;
+    let canary = "canary-4711";
+    let branch = put(1, "key-1", canary, "a", 1);
+    assert_eq!(prepare_one(&bank, &branch).await, yes());
+    assert_eq!(commit(&bank, &branch).await, Ok(Effect::Finished));
+    let Prepared::Answer(answer) = prepare_one(&bank, &put(2, "key-2", canary, "a", 1)).await else {
+        panic!("no answer")
+    };
+    assert!(!format!("{answer:?}").contains(canary));
+    db.drop_database().await;
+}
