@@ -1,4 +1,6 @@
 //! Structured logs, on standard error. `RUST_LOG` chooses what is shown (`info` without it).
+//!
+//! The PostgreSQL driver is silenced whatever is chosen: it logs bound parameters, which are patients' data.
 
 use tracing_subscriber::EnvFilter;
 
@@ -23,7 +25,9 @@ impl Format {
 
 /// Begins to log; `default` is the filter where `RUST_LOG` says nothing.
 pub fn start(format: Format, default: &str) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new(default))
+        .add_directive("tokio_postgres=off".parse().expect("a directive"));
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     match format {
         Format::Text => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),

@@ -844,7 +844,8 @@ impl Service {
         });
     }
 
-    /// Waits for the reports under way, commits the positions that follow from them, and leaves the group.
+    /// Waits for the reports under way and for the outcomes that follow from them, commits the positions, and leaves the
+    /// group.
     async fn drain(mut self) -> Result<(), CoordinatorFailure> {
         info!(under_way = self.under_way.len(), "stopping: waiting for the appends under way");
         let deadline = clock::now() + DRAIN;
@@ -853,6 +854,7 @@ impl Service {
                 Ok(Some(report)) => self.on_delivery(report)?,
                 Ok(None) | Err(_) => break,
             }
+            self.step_all();
         }
         self.commit_positions(true);
         if let Some(committing) = self.committing.take() {

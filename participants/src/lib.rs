@@ -3,6 +3,7 @@
 //! In reading order:
 //!
 //! - [`service`]: the loop between Kafka and a database;
+//! - `take`: from where a shard is read, and `jobs`: work for the database;
 //! - [`envelope`]: what is trusted about a record before anything acts on it;
 //! - [`config`]: a participant's TOML file;
 //! - [`resource`]: what a database must be able to do, and what the loop may rely on;
@@ -18,8 +19,12 @@
 //!
 //! Left out: MariaDB and MySQL; reserve mode on PostgreSQL; ordered keys, inquiry, sweep, purge and restore.
 
-pub mod envelope;
 pub mod service;
+
+mod jobs;
+mod take;
+
+pub mod envelope;
 
 pub mod config;
 

@@ -8,7 +8,7 @@ use suture_contract::messages::{Decision, Prepare};
 use crate::config::{Database, ParticipantConfig};
 use crate::postgres::PostgresResource;
 use crate::resource::{
-    Batching, Effect, Fault, InDoubt, OpenError, Opening, Position, Prepared, Resource, SeedError, Unavailable,
+    Batching, Decided, InDoubt, OpenError, Opening, Position, Prepared, Resource, SeedError, Unavailable,
 };
 use crate::sqlite::SqliteResource;
 
@@ -16,7 +16,7 @@ use crate::sqlite::SqliteResource;
 #[expect(missing_docs)]
 pub enum OpenedResource {
     Sqlite(SqliteResource),
-    Postgres(PostgresResource),
+    Postgres(Box<PostgresResource>),
 }
 
 impl OpenedResource {
@@ -24,7 +24,9 @@ impl OpenedResource {
     pub async fn open(config: &ParticipantConfig, opening: Opening) -> Result<Self, OpenError> {
         Ok(match &config.database {
             Database::Sqlite(settings) => Self::Sqlite(SqliteResource::open(settings.clone(), opening).await?),
-            Database::Postgres(settings) => Self::Postgres(PostgresResource::open(settings.clone(), opening).await?),
+            Database::Postgres(settings) => {
+                Self::Postgres(Box::new(PostgresResource::open(settings.clone(), opening).await?))
+            }
         })
     }
 }
@@ -51,14 +53,14 @@ impl Resource for OpenedResource {
         }
     }
 
-    async fn commit(&self, batch: Vec<Arc<Decision>>) -> Result<Vec<Result<Effect, Fault>>, Unavailable> {
+    async fn commit(&self, batch: Vec<Arc<Decision>>) -> Result<Vec<Decided>, Unavailable> {
         match self {
             Self::Sqlite(resource) => resource.commit(batch).await,
             Self::Postgres(resource) => resource.commit(batch).await,
         }
     }
 
-    async fn abort(&self, batch: Vec<Arc<Decision>>) -> Result<Vec<Result<Effect, Fault>>, Unavailable> {
+    async fn abort(&self, batch: Vec<Arc<Decision>>) -> Result<Vec<Decided>, Unavailable> {
         match self {
             Self::Sqlite(resource) => resource.abort(batch).await,
             Self::Postgres(resource) => resource.abort(batch).await,

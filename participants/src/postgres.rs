@@ -51,7 +51,7 @@ use tokio_postgres::{AsyncMessage, Client, Error, NoTls, SimpleQueryMessage, Sta
 use crate::config::PostgresSettings;
 use crate::ledger::{LEDGER_ID, StoredRow, check_marks};
 use crate::resource::{
-    Batching, Effect, Fault, InDoubt, OpenError, Opening, Position, Prepared, Resource, SeedError, Unavailable,
+    Batching, Decided, Effect, Fault, InDoubt, OpenError, Opening, Position, Prepared, Resource, SeedError, Unavailable,
 };
 
 /// The oldest version that has all that is used here.
@@ -179,11 +179,11 @@ impl Resource for PostgresResource {
         Ok(prepared)
     }
 
-    async fn commit(&self, batch: Vec<Arc<Decision>>) -> Result<Vec<Result<Effect, Fault>>, Unavailable> {
+    async fn commit(&self, batch: Vec<Arc<Decision>>) -> Result<Vec<Decided>, Unavailable> {
         self.limit("committing", self.commit_all(&batch)).await
     }
 
-    async fn abort(&self, batch: Vec<Arc<Decision>>) -> Result<Vec<Result<Effect, Fault>>, Unavailable> {
+    async fn abort(&self, batch: Vec<Arc<Decision>>) -> Result<Vec<Decided>, Unavailable> {
         self.limit("aborting", self.abort_all(&batch)).await
     }
 
@@ -473,11 +473,13 @@ struct Undecided<'a> {
     decision: &'a Decision,
     /// Finished by us: what is reported when it is seen.
     effect: Effect,
+    /// Whether its `aborted` row is tried with key and attempt next.
+    named: bool,
 }
 
 impl PostgresResource {
-    async fn commit_all(&self, batch: &[Arc<Decision>]) -> Result<Vec<Result<Effect, Fault>>, Unavailable> {
-        let mut settled: Vec<Option<Result<Effect, Fault>>> = batch.iter().map(|_| None).collect();
+    async fn commit_all(&self, batch: &[Arc<Decision>]) -> Result<Vec<Decided>, Unavailable> {
+        let mut settled: Vec<Option<Decided>> = batch.iter().map(|_| None).collect();
         let mut open: Vec<Undecided<'_>> = undecided(batch);
         let looks = looks_within(self.settings.lost_after);
         let mut look = 0;
@@ -533,10 +535,9 @@ impl PostgresResource {
         Ok(())
     }
 
-    async fn abort_all(&self, batch: &[Arc<Decision>]) -> Result<Vec<Result<Effect, Fault>>, Unavailable> {
-        let mut settled: Vec<Option<Result<Effect, Fault>>> = batch.iter().map(|_| None).collect();
+    async fn abort_all(&self, batch: &[Arc<Decision>]) -> Result<Vec<Decided>, Unavailable> {
+        let mut settled: Vec<Option<Decided>> = batch.iter().map(|_| None).collect();
         let mut open: Vec<Undecided<'_>> = undecided(batch);
-        let mut named = true;
         loop {
             let mut decider = self.deciders.lease().await?;
             let known = self.look_at_all(&mut decider, &open).await?;
@@ -547,6 +548,8 @@ impl PostgresResource {
                     Ok(Step::Nothing) => settled[item.index] = Some(Ok(item.effect)),
                     Ok(Step::RollBack) => {
                         item.effect = Effect::Finished;
+                        // What held key and attempt was this branch itself.
+                        item.named = true;
                         to_roll_back.push(Gid::new(item.decision.txid, &self.owner, &item.decision.hash));
                         rest.push(item);
                     }
@@ -570,9 +573,7 @@ impl PostgresResource {
             decider.give_back();
             self.finish("rollback prepared", to_roll_back).await?;
             // The next round sees the rows, or a branch that was prepared meanwhile and blocks one of them.
-            self.insert_aborted(&open, named).await?;
-            // A row that was left out although it is in nobody's way has its key and attempt taken.
-            named = !named;
+            self.insert_aborted(&mut open).await?;
         }
     }
 
@@ -596,16 +597,19 @@ impl PostgresResource {
         in_order(lanes).await.into_iter().collect()
     }
 
-    /// `aborted` rows, for all whose way is free.
-    async fn insert_aborted(&self, open: &[Undecided<'_>], named: bool) -> Result<(), Unavailable> {
+    /// `aborted` rows, for all whose way is free. What is not there when it is looked for next was blocked: by its own
+    /// prepare, which shows in the list then, or by another transaction that has key and attempt, and then it goes without.
+    async fn insert_aborted(&self, open: &mut [Undecided<'_>]) -> Result<(), Unavailable> {
         let mut decider = self.deciders.lease().await?;
-        if !insert_aborted_rows(&mut decider, open, named).await? && open.len() > 1 {
-            // One of them is blocked. By themselves the others are not.
-            for item in open {
-                insert_aborted_rows(&mut decider, std::slice::from_ref(item), named).await?;
+        if !insert_aborted_rows(&mut decider, open).await? && open.len() > 1 {
+            for item in open.chunks(1) {
+                insert_aborted_rows(&mut decider, item).await?;
             }
         }
         decider.give_back();
+        for item in open {
+            item.named = !item.named;
+        }
         Ok(())
     }
 
@@ -652,7 +656,11 @@ impl KnownOfAll {
 }
 
 fn undecided(batch: &[Arc<Decision>]) -> Vec<Undecided<'_>> {
-    batch.iter().enumerate().map(|(index, decision)| Undecided { index, decision, effect: Effect::Repeated }).collect()
+    batch
+        .iter()
+        .enumerate()
+        .map(|(index, decision)| Undecided { index, decision, effect: Effect::Repeated, named: true })
+        .collect()
 }
 
 /// How many looks with a rest after each fill this time.
@@ -675,11 +683,7 @@ async fn finish_one(client: &Client, how: &str, gid: &Gid) -> Result<(), Unavail
 }
 
 /// `false`: a lock was waited for in vain, and none was inserted.
-async fn insert_aborted_rows(
-    decider: &mut Lease<'_>,
-    open: &[Undecided<'_>],
-    named: bool,
-) -> Result<bool, Unavailable> {
+async fn insert_aborted_rows(decider: &mut Lease<'_>, open: &[Undecided<'_>]) -> Result<bool, Unavailable> {
     let failed = |error: Error| unavailable("noting aborts", &error);
     let sql = "insert into suture_ledger (txid, state, hash, business_key, attempt)
                select t, 'aborted', h, k, a from unnest($1, $2, $3, $4) as aborted (t, h, k, a)
@@ -690,9 +694,9 @@ async fn insert_aborted_rows(
     let txids: Vec<String> = open.iter().map(|item| item.decision.txid.to_string()).collect();
     let hashes: Vec<String> = open.iter().map(|item| item.decision.hash.to_string()).collect();
     let keys: Vec<Option<&str>> =
-        open.iter().map(|item| named.then_some(item.decision.business_key.as_str())).collect();
+        open.iter().map(|item| item.named.then_some(item.decision.business_key.as_str())).collect();
     let attempts: Vec<Option<i64>> =
-        open.iter().map(|item| named.then_some(i64::from(item.decision.attempt.number()))).collect();
+        open.iter().map(|item| item.named.then_some(i64::from(item.decision.attempt.number()))).collect();
     match decider.client.execute(&insert, &[&txids, &hashes, &keys, &attempts]).await {
         Ok(_) => Ok(true),
         Err(error) if matches!(blame(&error), Blame::Busy) => Ok(false),

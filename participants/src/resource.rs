@@ -38,16 +38,10 @@ pub trait Resource: Send + Sync + 'static {
     fn prepare(&self, batch: Vec<Arc<Prepare>>) -> impl Future<Output = Result<Vec<Prepared>, Unavailable>> + Send;
 
     /// Commits branches. No txid twice in a batch. One answer each, in order.
-    fn commit(
-        &self,
-        batch: Vec<Arc<Decision>>,
-    ) -> impl Future<Output = Result<Vec<Result<Effect, Fault>>, Unavailable>> + Send;
+    fn commit(&self, batch: Vec<Arc<Decision>>) -> impl Future<Output = Result<Vec<Decided>, Unavailable>> + Send;
 
     /// Aborts branches. No txid twice in a batch. One answer each, in order.
-    fn abort(
-        &self,
-        batch: Vec<Arc<Decision>>,
-    ) -> impl Future<Output = Result<Vec<Result<Effect, Fault>>, Unavailable>> + Send;
+    fn abort(&self, batch: Vec<Arc<Decision>>) -> impl Future<Output = Result<Vec<Decided>, Unavailable>> + Send;
 
     /// What said yes here and has no decision yet.
     fn in_doubt(&self) -> impl Future<Output = Result<Vec<InDoubt>, Unavailable>> + Send;
@@ -93,6 +87,9 @@ pub enum Effect {
     /// Nothing was to be done.
     Repeated,
 }
+
+/// What became of a decision.
+pub type Decided = Result<Effect, Fault>;
 
 /// Something that must not happen. It changed nothing, and the shard stops.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -6,7 +6,9 @@
 //!                              positions: a row in the database, then the group's offset, with the ledger's id beside it
 //! ```
 //!
-//! - Two pipelines that never wait for each other: each has its own reader, and the resource its own connections.
+//! - Two pipelines: each has its own reader, and the resource its own connections. Prepares, which may wait for locks, never
+//!   hold up decisions, which free them. Only of one transaction prepare and decision never run at the same time: the
+//!   later one waits, and those behind it pass.
 //! - **The database's own row alone says where to start.** The group's offset follows it, for acknowledgement and for
 //!   Kafka's tools. Without a row for these letters the log is read from its start. Letters that are new while a branch
 //!   of other letters is in doubt: refused, for its decision may have died with the old log.
@@ -24,14 +26,14 @@
 //!
 //! Left out: parking (ordered keys), inquiry, sweep, restore.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use suture_contract::codec::encode;
-use suture_contract::ids::{LogLetters, Participant, Shard, Txid};
-use suture_contract::messages::{Ballot, Decision, Prepare, Verdict, Vote, Voter};
-use suture_contract::topic_map::{Topic, participant_group};
+use suture_contract::ids::{Participant, Shard, Txid};
+use suture_contract::messages::{Ballot, Decision, Prepare, Vote, Voter};
+use suture_contract::topic_map::participant_group;
 use suture_participants_core::branch::Answer;
 use suture_participants_core::progress::Progress;
 use suture_topics::failure::KafkaFailure;
@@ -43,10 +45,12 @@ use suture_topics::record::Record;
 use suture_topics::settings::KafkaSettings;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::envelope::{Read, read_decision, read_prepare};
-use crate::resource::{Batching, Effect, Fault, InDoubt, Position, Prepared, Resource, Unavailable};
+use crate::jobs::{Job, decide, prepare, until_answered};
+use crate::resource::{Batching, Decided, Effect, Position, Prepared, Resource, Unavailable};
+use crate::take::{Letters, Names, Taken, blocking, lag, look_at_topics, look_up, refuse_foreign};
 
 /// Most decisions in one job; more only wait for each other.
 const DECISION_BATCH: usize = 512;
@@ -56,9 +60,6 @@ const STORE_EVERY: Duration = Duration::from_millis(100);
 
 /// How often the summary is logged.
 const SUMMARY_EVERY: Duration = Duration::from_secs(60);
-
-/// How long a failed question to Kafka or the database rests.
-const RETRY_AFTER: Duration = Duration::from_millis(250);
 
 /// How long a stopping service waits for what it has begun, for each of jobs, reports and Kafka.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -111,9 +112,9 @@ pub async fn run<R: Resource>(
 ) -> Result<(), ServiceError> {
     let names = Names::new(kafka, participant);
     let probe = Arc::new(Probe::start(kafka)?);
-    let letters = {
-        let (probe, names, partitions) = (Arc::clone(&probe), names.clone(), kafka.partitions);
-        blocking(move || look_at_topics(&probe, &names, partitions)).await??
+    let letters = tokio::select! {
+        letters = look_at_topics(&probe, &names, kafka.partitions) => letters?,
+        () = stopped(&mut shutdown) => return Ok(()),
     };
     refuse_foreign(&*resource, &names, &letters).await?;
 
@@ -143,9 +144,13 @@ pub async fn run<R: Resource>(
         shards: BTreeMap::new(),
         prepare_queue: VecDeque::new(),
         prepare_jobs: JoinSet::new(),
+        preparing: HashMap::new(),
+        held_prepares: Vec::new(),
         is_full: false,
         decision_queue: VecDeque::new(),
         decision_job: JoinSet::new(),
+        deciding: HashSet::new(),
+        held_decisions: Vec::new(),
         take_jobs: JoinSet::new(),
         takes: 0,
         store_job: JoinSet::new(),
@@ -162,74 +167,9 @@ pub async fn run<R: Resource>(
     served
 }
 
-/// The names of the topics that a participant meets.
-#[derive(Debug, Clone)]
-struct Names {
-    requests: String,
-    prepares: String,
-    votes: String,
-    decisions: String,
-}
-
-impl Names {
-    fn new(kafka: &KafkaSettings, participant: &Participant) -> Self {
-        let name = |topic: Topic| topic.name(&kafka.prefix);
-        Self {
-            requests: name(Topic::Requests),
-            prepares: name(Topic::Prepare(participant.clone())),
-            votes: name(Topic::Votes(participant.clone())),
-            decisions: name(Topic::Decisions),
-        }
-    }
-}
-
-/// Which incarnations of the topics there are now.
-#[derive(Debug, Clone, Copy)]
-struct Letters {
-    requests: LogLetters,
-    prepares: LogLetters,
-    decisions: LogLetters,
-}
-
-fn look_at_topics(probe: &Probe, names: &Names, partitions: u16) -> Result<Letters, ServiceError> {
-    let found = again(|| probe.topics())?;
-    for name in [&names.requests, &names.prepares, &names.votes, &names.decisions] {
-        match found.get(name) {
-            None => return Err(ServiceError::Topics(format!("topic {name} does not exist"))),
-            Some(info) if info.partitions != partitions => {
-                let problem = format!("topic {name} has {} partitions, not {partitions}", info.partitions);
-                return Err(ServiceError::Topics(problem));
-            }
-            Some(_) => {}
-        }
-    }
-    Ok(Letters {
-        requests: again(|| probe.letters(&names.requests))?,
-        prepares: again(|| probe.letters(&names.prepares))?,
-        decisions: again(|| probe.letters(&names.decisions))?,
-    })
-}
-
-/// Some times more while the failure is a passing one. Blocks.
-fn again<T>(mut ask: impl FnMut() -> Result<T, KafkaFailure>) -> Result<T, KafkaFailure> {
-    for _ in 0..20 {
-        match ask() {
-            Err(KafkaFailure::Again(reason)) => tracing::debug!(reason, "asking Kafka again"),
-            answer => return answer,
-        }
-        std::thread::sleep(RETRY_AFTER);
-    }
-    ask()
-}
-
-/// A branch of another requests log will never be decided in this one; neither will any, if the decision log is new.
-async fn refuse_foreign<R: Resource>(resource: &R, names: &Names, letters: &Letters) -> Result<(), ServiceError> {
-    let in_doubt = resource.in_doubt().await?;
-    let known = resource.load_positions(names.decisions.clone()).await?;
-    let is_new_log = !known.is_empty() && known.iter().all(|position| position.letters != letters.decisions);
-    let foreign = |waiting: &InDoubt| is_new_log || waiting.txid.log != letters.requests;
-    let txids: Vec<Txid> = in_doubt.iter().filter(|waiting| foreign(waiting)).map(|waiting| waiting.txid).collect();
-    if txids.is_empty() { Ok(()) } else { Err(ServiceError::ForeignInDoubt { txids }) }
+/// Whoever held the sender is gone: that is a shutdown too.
+async fn stopped(shutdown: &mut watch::Receiver<bool>) {
+    let _ = shutdown.wait_for(|stop| *stop).await;
 }
 
 /// What comes from outside.
@@ -254,10 +194,18 @@ struct Service<R> {
     shards: BTreeMap<Shard, ShardState>,
     prepare_queue: VecDeque<Job<Prepare>>,
     prepare_jobs: JoinSet<Vec<(Job<Prepare>, Prepared)>>,
+    /// How often each transaction is in one of those jobs.
+    preparing: HashMap<Txid, usize>,
+    /// Prepares of what is being decided.
+    held_prepares: Vec<Job<Prepare>>,
     /// The resource takes no more branches before some are decided.
     is_full: bool,
     decision_queue: VecDeque<Job<Decision>>,
-    decision_job: JoinSet<Vec<(Job<Decision>, Result<Effect, Fault>)>>,
+    decision_job: JoinSet<Vec<(Job<Decision>, Decided)>>,
+    /// The transactions in that job.
+    deciding: HashSet<Txid>,
+    /// Decisions of what is being prepared, in the order of the log.
+    held_decisions: Vec<Job<Decision>>,
     take_jobs: JoinSet<(u64, Result<Vec<Taken>, ServiceError>)>,
     /// Counts takes, so that an answer to an old one is known.
     takes: u64,
@@ -271,15 +219,6 @@ struct Service<R> {
     unsent: VecDeque<u64>,
     /// Aborts of prepares that never ran here, since they were last told.
     noted_aborts: u64,
-}
-
-/// A message, and where it was read.
-#[derive(Clone)]
-struct Job<M> {
-    shard: Shard,
-    offset: u64,
-    message: Arc<M>,
-    traceparent: Option<String>,
 }
 
 struct PendingVote {
@@ -322,17 +261,6 @@ struct Track {
     committed: Option<u64>,
 }
 
-/// Where to read a shard from.
-#[derive(Debug)]
-struct Taken {
-    shard: Shard,
-    prepares: u64,
-    decisions: u64,
-    decisions_end: u64,
-    /// Why it cannot be read.
-    problem: Option<String>,
-}
-
 impl<R: Resource> Service<R> {
     async fn serve(&mut self, inbox: &mut Inbox, shutdown: &mut watch::Receiver<bool>) -> Result<(), ServiceError> {
         let mut store = interval(STORE_EVERY);
@@ -342,8 +270,7 @@ impl<R: Resource> Service<R> {
         summary.tick().await;
         loop {
             tokio::select! {
-                // Whoever held the sender is gone: that is a shutdown too.
-                _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
+                () = stopped(shutdown) => return Ok(()),
                 Some(event) = inbox.member_events.recv() => self.on_member(event)?,
                 Some(event) = inbox.decision_events.recv(), if self.decision_queue.is_empty() => {
                     self.on_decisions(event)?;
@@ -520,13 +447,20 @@ impl<R: Resource> Service<R> {
             return;
         }
         let batch = take_batch(&mut self.decision_queue, DECISION_BATCH, &self.shards);
+        // The prepare may wait for a lock that a decision behind this one frees: it must not hold that one up.
+        let (held, batch): (Vec<_>, Vec<_>) =
+            batch.into_iter().partition(|job| self.preparing.contains_key(&job.message.txid));
+        self.held_decisions.extend(held);
         if !batch.is_empty() {
+            self.deciding = batch.iter().map(|job| job.message.txid).collect();
             let resource = Arc::clone(&self.resource);
             self.decision_job.spawn(async move { decide(&*resource, batch).await });
         }
     }
 
-    fn on_decided(&mut self, decided: Vec<(Job<Decision>, Result<Effect, Fault>)>) {
+    fn on_decided(&mut self, decided: Vec<(Job<Decision>, Decided)>) {
+        self.deciding.clear();
+        self.held_prepares.drain(..).rev().for_each(|job| self.prepare_queue.push_front(job));
         for (job, decided) in decided {
             let Job { shard, offset, message, .. } = job;
             match decided {
@@ -591,7 +525,13 @@ impl<R: Resource> Service<R> {
         let Batching { branches, jobs } = self.resource.batching();
         while self.prepare_jobs.len() < jobs && !self.prepare_queue.is_empty() && !self.is_full {
             let batch = take_batch(&mut self.prepare_queue, branches, &self.shards);
+            let (held, batch): (Vec<_>, Vec<_>) =
+                batch.into_iter().partition(|job| self.deciding.contains(&job.message.txid));
+            self.held_prepares.extend(held);
             if !batch.is_empty() {
+                for job in &batch {
+                    *self.preparing.entry(job.message.txid).or_default() += 1;
+                }
                 let resource = Arc::clone(&self.resource);
                 self.prepare_jobs.spawn(async move { prepare(&*resource, batch).await });
             }
@@ -602,6 +542,7 @@ impl<R: Resource> Service<R> {
     fn on_prepared(&mut self, prepared: Vec<(Job<Prepare>, Prepared)>) {
         let mut later = Vec::new();
         for (job, prepared) in prepared {
+            self.prepare_has_ended(job.message.txid);
             match prepared {
                 Prepared::Answer(answer) => self.vote(job, answer),
                 Prepared::Later => later.push(job),
@@ -612,6 +553,20 @@ impl<R: Resource> Service<R> {
         for job in later.into_iter().rev() {
             self.prepare_queue.push_front(job);
         }
+    }
+
+    /// What was held for it is next.
+    fn prepare_has_ended(&mut self, txid: Txid) {
+        if let Some(jobs) = self.preparing.get_mut(&txid) {
+            *jobs -= 1;
+            if *jobs == 0 {
+                self.preparing.remove(&txid);
+            }
+        }
+        let held = std::mem::take(&mut self.held_decisions).into_iter();
+        let (free, held): (Vec<_>, Vec<_>) = held.partition(|job| !self.preparing.contains_key(&job.message.txid));
+        self.held_decisions = held;
+        free.into_iter().rev().for_each(|job| self.decision_queue.push_front(job));
     }
 
     fn vote(&mut self, job: Job<Prepare>, answer: Answer) {
@@ -817,6 +772,8 @@ impl<R: Resource> Service<R> {
         drop((prepare_events, decision_events, member_events));
         self.prepare_queue.clear();
         self.decision_queue.clear();
+        self.held_decisions.clear();
+        self.held_prepares.clear();
         if timeout(DRAIN, self.finish(&mut delivered)).await.is_err() {
             tracing::warn!(participant = %self.participant, "the end was reached with work under way; it is done again at the next start");
         }
@@ -889,136 +846,6 @@ fn take_batch<M>(queue: &mut VecDeque<Job<M>>, most: usize, shards: &BTreeMap<Sh
     let count = queue.len().min(most);
     let runs = |job: &Job<M>| shards.get(&job.shard).is_some_and(|state| state.phase != Phase::Stopped);
     queue.drain(..count).filter(runs).collect()
-}
-
-async fn prepare<R: Resource>(resource: &R, batch: Vec<Job<Prepare>>) -> Vec<(Job<Prepare>, Prepared)> {
-    let messages: Vec<Arc<Prepare>> = batch.iter().map(|job| Arc::clone(&job.message)).collect();
-    let prepared = until_answered(|| resource.prepare(messages.clone())).await;
-    batch.into_iter().zip(prepared).collect()
-}
-
-/// Carries out a batch in rounds: a txid that comes again waits for the round after, so that its order is the log's.
-async fn decide<R: Resource>(resource: &R, batch: Vec<Job<Decision>>) -> Vec<(Job<Decision>, Result<Effect, Fault>)> {
-    let mut decided = Vec::with_capacity(batch.len());
-    let mut rest = batch;
-    while !rest.is_empty() {
-        let mut seen = std::collections::BTreeSet::new();
-        let (round, again): (Vec<_>, Vec<_>) = rest.into_iter().partition(|job| seen.insert(job.message.txid));
-        rest = again;
-        let (commits, aborts): (Vec<_>, Vec<_>) =
-            round.into_iter().partition(|job| job.message.outcome == Verdict::Commit);
-        let messages = |jobs: &[Job<Decision>]| jobs.iter().map(|job| Arc::clone(&job.message)).collect::<Vec<_>>();
-        let (to_commit, to_abort) = (messages(&commits), messages(&aborts));
-        if !to_commit.is_empty() {
-            let committed = until_answered(|| resource.commit(to_commit.clone())).await;
-            decided.extend(commits.into_iter().zip(committed));
-        }
-        if !to_abort.is_empty() {
-            let aborted = until_answered(|| resource.abort(to_abort.clone())).await;
-            decided.extend(aborts.into_iter().zip(aborted));
-        }
-    }
-    decided
-}
-
-/// Asks the database until it answers. Says once that it does not, and once that it does again.
-async fn until_answered<T, F: Future<Output = Result<T, Unavailable>>>(mut ask: impl FnMut() -> F) -> T {
-    let mut is_away = false;
-    loop {
-        match ask().await {
-            Ok(answer) => {
-                if is_away {
-                    tracing::info!("the database answers again");
-                }
-                return answer;
-            }
-            Err(Unavailable { doing, code }) => {
-                if !is_away {
-                    tracing::warn!(doing, code, "the database is unavailable; asking until it answers");
-                }
-                is_away = true;
-                sleep(RETRY_AFTER).await;
-            }
-        }
-    }
-}
-
-/// Compares our own rows with the logs as they are.
-async fn look_up<R: Resource>(
-    resource: &R,
-    probe: Arc<Probe>,
-    names: Names,
-    letters: Letters,
-    shards: Vec<Shard>,
-) -> Result<Vec<Taken>, ServiceError> {
-    let of_prepares = until_answered(|| resource.load_positions(names.prepares.clone())).await;
-    let of_decisions = until_answered(|| resource.load_positions(names.decisions.clone())).await;
-    let own = |rows: &[Position], letters: LogLetters, shard: Shard| {
-        rows.iter().find(|row| row.letters == letters && row.shard == shard).map(|row| row.next_offset)
-    };
-    let wanted: Vec<(Shard, Option<u64>, Option<u64>)> = shards
-        .into_iter()
-        .map(|shard| (shard, own(&of_prepares, letters.prepares, shard), own(&of_decisions, letters.decisions, shard)))
-        .collect();
-    blocking(move || {
-        let look = |&(shard, prepares, decisions): &(Shard, Option<u64>, Option<u64>)| {
-            take_from(&probe, &names, shard, prepares, decisions)
-        };
-        Ok(wanted.iter().map(look).collect::<Result<Vec<_>, _>>()?)
-    })
-    .await?
-}
-
-fn take_from(
-    probe: &Probe,
-    names: &Names,
-    shard: Shard,
-    prepares: Option<u64>,
-    decisions: Option<u64>,
-) -> Result<Taken, KafkaFailure> {
-    // A leader that was cut off shows an old end, so one that lies before our position is looked at again.
-    let range = |topic: &str, own: Option<u64>| {
-        let mut range = again(|| probe.watermarks(topic, shard.partition()))?;
-        for _ in 0..20 {
-            if own.is_none_or(|own| own <= range.1) {
-                break;
-            }
-            std::thread::sleep(RETRY_AFTER);
-            range = again(|| probe.watermarks(topic, shard.partition()))?;
-        }
-        Ok::<_, KafkaFailure>(range)
-    };
-    let (prepares_start, prepares_end) = range(&names.prepares, prepares)?;
-    let (decisions_start, decisions_end) = range(&names.decisions, decisions)?;
-    let outside = |topic: &str, own: u64, start: u64, end: u64| {
-        format!(
-            "our position {own} on {topic} lies outside the log ({start} to {end}): records are missing; compare the              topic with its backup before deleting the row in suture_positions"
-        )
-    };
-    let problem = match (prepares, decisions) {
-        (Some(own), _) if own > prepares_end => Some(outside(&names.prepares, own, prepares_start, prepares_end)),
-        (_, Some(own)) if own > decisions_end || own < decisions_start => {
-            Some(outside(&names.decisions, own, decisions_start, decisions_end))
-        }
-        _ => None,
-    };
-    // Prepares that were trimmed have expired long ago.
-    let prepares = prepares.unwrap_or(prepares_start).max(prepares_start);
-    Ok(Taken { shard, prepares, decisions: decisions.unwrap_or(decisions_start), decisions_end, problem })
-}
-
-/// Decisions that are not durable here yet. Blocks.
-fn lag(probe: &Probe, topic: &str, done: &[(Shard, u64)]) -> Option<u64> {
-    let behind = |&(shard, position): &(Shard, u64)| {
-        let (_, end) = probe.watermarks(topic, shard.partition()).ok()?;
-        Some(end.saturating_sub(position))
-    };
-    done.iter().map(behind).sum()
-}
-
-/// Runs what blocks on a thread that may.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ServiceError> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| ServiceError::Job)
 }
 
 fn list(txids: &[Txid]) -> String {

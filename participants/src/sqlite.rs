@@ -35,7 +35,7 @@ use tokio::sync::oneshot;
 use crate::config::SqliteSettings;
 use crate::ledger::{LEDGER_ID, StoredRow, check_marks};
 use crate::resource::{
-    Batching, Effect, Fault, InDoubt, OpenError, Opening, Position, Prepared, Resource, SeedError, Unavailable,
+    Batching, Decided, Effect, Fault, InDoubt, OpenError, Opening, Position, Prepared, Resource, SeedError, Unavailable,
 };
 
 /// The first version without the WAL-reset race, in SQLite's numbers.
@@ -132,11 +132,11 @@ impl Resource for SqliteResource {
         self.run(move |ledger| ledger.prepare(&batch)).await
     }
 
-    async fn commit(&self, batch: Vec<Arc<Decision>>) -> Result<Vec<Result<Effect, Fault>>, Unavailable> {
+    async fn commit(&self, batch: Vec<Arc<Decision>>) -> Result<Vec<Decided>, Unavailable> {
         self.run(move |ledger| ledger.decide(&batch)).await
     }
 
-    async fn abort(&self, batch: Vec<Arc<Decision>>) -> Result<Vec<Result<Effect, Fault>>, Unavailable> {
+    async fn abort(&self, batch: Vec<Arc<Decision>>) -> Result<Vec<Decided>, Unavailable> {
         self.run(move |ledger| ledger.decide(&batch)).await
     }
 
@@ -392,7 +392,7 @@ impl Ledger {
 
     // ---- decide ------------------------------------------------------------------------------------------------------
 
-    fn decide(&mut self, batch: &[Arc<Decision>]) -> Result<Vec<Result<Effect, Fault>>, Unavailable> {
+    fn decide(&mut self, batch: &[Arc<Decision>]) -> Result<Vec<Decided>, Unavailable> {
         let broken = match self.decide_together(batch) {
             Ok(decided) => return Ok(decided),
             Err(broken) => broken,
@@ -412,7 +412,7 @@ impl Ledger {
         Ok(decided)
     }
 
-    fn decide_together(&mut self, batch: &[Arc<Decision>]) -> Result<Vec<Result<Effect, Fault>>, Broken> {
+    fn decide_together(&mut self, batch: &[Arc<Decision>]) -> Result<Vec<Decided>, Broken> {
         self.begin("deciding")?;
         let mut decided = Vec::with_capacity(batch.len());
         for decision in batch {
@@ -422,7 +422,7 @@ impl Ledger {
         Ok(decided)
     }
 
-    fn decide_one(&self, decision: &Decision) -> Result<Result<Effect, Fault>, Broken> {
+    fn decide_one(&self, decision: &Decision) -> Result<Decided, Broken> {
         let event = match decision.outcome {
             Verdict::Commit => Event::Commit,
             Verdict::Abort => Event::Abort,
@@ -442,7 +442,7 @@ impl Ledger {
     }
 
     /// Confirms or cancels, and sets the row.
-    fn finish(&self, txid: &Txid, state: State) -> Result<Result<Effect, Fault>, Broken> {
+    fn finish(&self, txid: &Txid, state: State) -> Result<Decided, Broken> {
         let doing = "deciding";
         let failed = |error: rusqlite::Error| Broken::from(unavailable(doing, &error));
         let name: String = self
@@ -480,7 +480,7 @@ impl Ledger {
     }
 
     /// The abort overtook its prepare. The row takes key and attempt, unless another row has them already.
-    fn note_abort(&self, decision: &Decision) -> Result<Result<Effect, Fault>, Broken> {
+    fn note_abort(&self, decision: &Decision) -> Result<Decided, Broken> {
         let inserted = self.execute(
             "insert into suture_ledger (txid, state, hash, business_key, attempt)
              select ?1, 'aborted', ?2, iif(taken, null, ?3), iif(taken, null, ?4)

@@ -113,7 +113,8 @@ impl Db {
         connect(&server).await.batch_execute(&format!("create database {name}")).await.unwrap();
         let (base, _) = server.rsplit_once('/').expect("a URL with a database");
         let db = Self { url: format!("{base}/{name}"), name };
-        db.execute(&format!("{SCHEMA} insert into account (name, balance) values ('a', 1000)")).await;
+        db.execute(&format!("{SCHEMA} insert into account (name, balance) values ('a', 1000), ('y', 50), ('z', 50)"))
+            .await;
         db
     }
 
@@ -166,11 +167,11 @@ impl Db {
         connect(&self.url).await.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
     }
 
-    /// Ends all sessions of the database but the one that asks; answers how many.
+    /// Ends all sessions of the participant; answers how many.
     async fn kill_connections(&self) -> i64 {
         self.number(
             "select count(pg_terminate_backend(pid)) from pg_stat_activity
-             where datname = current_database() and pid <> pg_backend_pid()",
+             where datname = current_database() and application_name like 'suture %'",
         )
         .await
     }
@@ -430,6 +431,28 @@ async fn an_abort_meets_its_prepare_on_the_way() {
     db.drop_database().await;
 }
 
+/// R17: the abort of a second transaction of the same key and attempt, while the first is in doubt and holds both.
+#[tokio::test]
+async fn an_abort_does_not_wait_for_another_branch_of_its_key() {
+    let db = Db::new().await;
+    let bank = db.open().await;
+    let first = put(1, "key-1", "i1", "a", 10);
+    let crossed = put(2, "key-1", "i1", "a", 10);
+    assert_eq!(prepare_one(&bank, &first).await, yes());
+    assert_eq!(abort(&bank, &crossed).await, Ok(Effect::NotedAbort));
+    assert_eq!(
+        db.number("select count(*) from suture_ledger where txid = 'k3f9q-3-2' and business_key is null").await,
+        1
+    );
+    assert_eq!(abort(&bank, &first).await, Ok(Effect::Finished));
+    assert_eq!(
+        db.number("select count(*) from suture_ledger where txid = 'k3f9q-3-1' and business_key = 'key-1'").await,
+        1
+    );
+    assert_eq!(code(&prepare_one(&bank, &put(3, "key-1", "i1", "a", 10)).await), "aborted_before");
+    db.drop_database().await;
+}
+
 /// After ROLLBACK PREPARED and before the row a crash leaves nothing at all; the decision comes again.
 #[tokio::test]
 async fn a_crash_between_rollback_and_row_is_mended_by_the_decision() {
@@ -514,11 +537,12 @@ async fn killed_connections_lose_nothing() {
     };
     db.until_somebody_waits().await;
     db.kill_connections().await;
+    other.batch_execute("rollback").await.unwrap();
     assert!(cut.await.unwrap().is_err(), "nobody knows, so nothing is answered");
     assert!(db.gids().await.is_empty());
     assert_eq!(prepare_one(&*bank, &branch).await, yes(), "the same, asked again");
     assert_eq!(abort(&*bank, &branch).await, Ok(Effect::Finished));
-    assert_eq!(db.number(MONEY).await, 1000);
+    assert_eq!(db.number(MONEY).await, 1100);
     db.drop_database().await;
 }
 
@@ -595,8 +619,11 @@ async fn unsafe_or_foreign_databases_are_refused() {
         matches!(&refused, OpenError::Statement { place, .. } if place == "operation.put_child.prepare[0]"),
         "{refused}"
     );
-    let refused =
-        db.try_open(|settings, _| settings.url = settings.url.replace("/p", "/no_such_")).await.err().unwrap();
+    let refused = db
+        .try_open(|settings, _| settings.url = settings.url.replace(&db.name, "no_such_database"))
+        .await
+        .err()
+        .unwrap();
     assert_eq!(refused.to_string(), "the database is unavailable while connecting (3D000)");
     db.drop_database().await;
 }

@@ -61,7 +61,7 @@ create table if not exists item (
     parent text references parent deferrable initially deferred,
     constraint positive check (amount > 0)
 ) strict;
-insert into account (name, balance) values ('a', 1000) on conflict do nothing;
+insert into account (name, balance) values ('a', 1000), ('y', 50), ('z', 50) on conflict do nothing;
 ";
 
 struct File(tempfile::TempDir);
@@ -130,7 +130,7 @@ async fn another_writer_is_waited_for_or_reported() {
     settings.busy_timeout = std::time::Duration::from_millis(50);
     let bank = SqliteResource::open(settings, opening).await.unwrap();
     let other = file.connection();
-    other.execute_batch("begin immediate; insert into account values ('z', 0, 0)").unwrap();
+    other.execute_batch("begin immediate; insert into account values ('other', 0, 0)").unwrap();
     let refused = bank.prepare(vec![put(1, "key-1", "i1", "a", 1)]).await.unwrap_err();
     assert_eq!(refused.code, "SQLite 5");
     other.execute_batch("commit").unwrap();
@@ -195,11 +195,11 @@ async fn a_confirm_that_fails_stops_and_changes_nothing() {
     let bank = file.open().await;
     let (broken, sound) = (put(1, "key-1", "i1", "a", 1), put(2, "key-2", "i2", "a", 1));
     bank.prepare(vec![broken.clone(), sound.clone()]).await.unwrap();
-    file.connection().execute_batch("update account set name = 'hidden'").unwrap();
+    file.connection().execute_batch("update account set name = 'hidden' where name = 'a'").unwrap();
     let place = "operation.put.confirm[0]".to_string();
     assert_eq!(commit(&bank, &broken).await, Err(Fault::Finish { place, code: "0 rows".to_string() }));
     assert_eq!(bank.in_doubt().await.unwrap().len(), 2);
-    file.connection().execute_batch("update account set name = 'a'").unwrap();
+    file.connection().execute_batch("update account set name = 'a' where name = 'hidden'").unwrap();
     let batch = [&broken, &sound].map(|p| decision(p, Verdict::Commit)).to_vec();
     assert_eq!(bank.commit(batch).await.unwrap(), [Ok(Effect::Finished), Ok(Effect::Finished)]);
 }

@@ -10,7 +10,9 @@ use std::future::Future;
 use std::thread;
 use std::time::Duration;
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, NewTopic, OwnedResourceSpecifier, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use suture_contract::topic_map::Topic;
@@ -24,8 +26,9 @@ use crate::settings::KafkaSettings;
 /// How long one answer of the controller may take.
 const ANSWER: Duration = Duration::from_secs(30);
 
-/// Looks for new topics on all brokers that often, this far apart, before it gives up.
-const LOOKS: u32 = 300;
+/// What the controller has made reaches the brokers a moment later: so often is looked, this far apart, before giving up.
+const LOOKS_FOR_TOPICS: u32 = 300;
+const LOOKS_FOR_SETTINGS: u32 = 50;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 
 /// What is there, what is missing, what is wrong. Changes nothing.
@@ -49,33 +52,50 @@ pub fn apply(wanted: Wanted<'_>) -> Result<Vec<Finding>, KafkaFailure> {
         return Ok(findings);
     }
     create(wanted, replicas_to_create(wanted, brokers), &missing)?;
-    wait_until_seen(wanted, &probe, &missing)?;
-    let (brokers, seen) = look(wanted, &probe)?;
-    Ok(compare(wanted, brokers, &seen))
+    for _ in 0..LOOKS_FOR_TOPICS {
+        let (brokers, seen) = look(wanted, &probe)?;
+        let findings = compare(wanted, brokers, &seen);
+        if findings.iter().all(|finding| finding.severity != Severity::Missing) {
+            return Ok(findings);
+        }
+        thread::sleep(BETWEEN_LOOKS);
+    }
+    Err(KafkaFailure::Again("creating topics: they do not appear on the brokers".to_string()))
 }
 
-/// The brokers, and our topics as they are.
+/// The brokers, and our topics as they are. A broker that has not heard of a new topic yet tells no settings of it, like one
+/// that may not: only the first passes.
 fn look(wanted: Wanted<'_>, probe: &Probe) -> Result<(usize, BTreeMap<String, Seen>), KafkaFailure> {
     let brokers = probe.brokers()?;
-    let infos = probe.topics()?;
-    let names: Vec<String> = Topic::all(wanted.participants)
-        .iter()
-        .map(|topic| topic.name(&wanted.settings.prefix))
-        .filter(|name| infos.contains_key(name))
-        .collect();
-    let mut seen = BTreeMap::new();
-    for (name, settings) in describe(wanted, names)? {
-        if let Some(info) = infos.get(&name) {
-            seen.insert(name, Seen { partitions: info.partitions, replication: info.replication, settings });
+    let mut untold = String::new();
+    for _ in 0..LOOKS_FOR_SETTINGS {
+        let infos = probe.topics()?;
+        let names: Vec<String> = Topic::all(wanted.participants)
+            .iter()
+            .map(|topic| topic.name(&wanted.settings.prefix))
+            .filter(|name| infos.contains_key(name))
+            .collect();
+        let mut told = describe(wanted, &names)?;
+        let mut seen = BTreeMap::new();
+        for name in &names {
+            if let (Some(info), Some(settings)) = (infos.get(name), told.remove(name)) {
+                let seen_so = Seen { partitions: info.partitions, replication: info.replication, settings };
+                seen.insert(name.clone(), seen_so);
+            }
         }
+        match names.into_iter().find(|name| !seen.contains_key(name)) {
+            None => return Ok((brokers, seen)),
+            Some(name) => untold = name,
+        }
+        thread::sleep(BETWEEN_LOOKS);
     }
-    Ok((brokers, seen))
+    let said =
+        format!("the brokers do not tell the settings of {untold}: the right DESCRIBE_CONFIGS on topics is needed");
+    Err(KafkaFailure::Fatal(said))
 }
 
-fn describe(
-    wanted: Wanted<'_>,
-    names: Vec<String>,
-) -> Result<BTreeMap<String, BTreeMap<String, String>>, KafkaFailure> {
+/// The settings of these topics, as far as they are told: rdkafka drops a topic's own error, and leaves it without any.
+fn describe(wanted: Wanted<'_>, names: &[String]) -> Result<BTreeMap<String, BTreeMap<String, String>>, KafkaFailure> {
     if names.is_empty() {
         return Ok(BTreeMap::new());
     }
@@ -85,11 +105,14 @@ fn describe(
     let described = on_own_thread(|| admin.describe_configs(&specifiers, &options()))?
         .map_err(|error| KafkaFailure::of(doing, &error))?;
     let mut settings = BTreeMap::new();
-    // The answers come in the order of the questions.
-    for (name, answer) in names.iter().zip(described) {
-        let answer = answer.map_err(|code| KafkaFailure::of_code(format!("{doing} ({name})"), code))?;
-        let told = answer.entries.iter().filter_map(|entry| Some((entry.name.clone(), entry.value.clone()?)));
-        settings.insert(name.clone(), told.collect());
+    for answer in described {
+        let answer = answer.map_err(|code| KafkaFailure::of_code(doing, code))?;
+        if let OwnedResourceSpecifier::Topic(name) = answer.specifier
+            && !answer.entries.is_empty()
+        {
+            let told = answer.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?)));
+            settings.insert(name, told.collect());
+        }
     }
     Ok(settings)
 }
@@ -130,29 +153,13 @@ pub fn create_upstream(settings: &KafkaSettings, name: &str, partitions: u16) ->
             Err((name, code)) => return Err(KafkaFailure::Fatal(format!("creating topic {name}: {code}"))),
         }
     }
-    for _ in 0..LOOKS {
+    for _ in 0..LOOKS_FOR_TOPICS {
         if probe.topics()?.contains_key(name) {
             return Ok(());
         }
         thread::sleep(BETWEEN_LOOKS);
     }
     Err(KafkaFailure::Again(format!("creating topic {name}: it does not appear on the brokers")))
-}
-
-/// A controller's yes reaches the brokers a moment later.
-fn wait_until_seen(wanted: Wanted<'_>, probe: &Probe, created: &[Topic]) -> Result<(), KafkaFailure> {
-    for _ in 0..LOOKS {
-        let seen = probe.topics()?;
-        let complete = |topic: &Topic| {
-            let name = topic.name(&wanted.settings.prefix);
-            seen.get(&name).is_some_and(|info| info.partitions >= wanted.settings.partitions && info.replication > 0)
-        };
-        if created.iter().all(complete) {
-            return Ok(());
-        }
-        thread::sleep(BETWEEN_LOOKS);
-    }
-    Err(KafkaFailure::Again("creating topics: they do not appear on the brokers".to_string()))
 }
 
 fn client(wanted: Wanted<'_>) -> Result<AdminClient<Quiet>, KafkaFailure> {

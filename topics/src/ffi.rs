@@ -302,18 +302,15 @@ pub(crate) fn list_entries(list: &TopicPartitionList) -> Vec<ListEntry> {
     }
 }
 
-/// The controller's broker id, as far as it is known: asks nobody, so only after a metadata answer.
-pub(crate) fn known_controller<C: ClientContext>(client: &Client<C>) -> i32 {
-    // SAFETY: the client is alive; with a time-out of 0 only what is known already is looked at.
-    unsafe { native::rd_kafka_controllerid(client.native_ptr(), 0) }
-}
+/// What [`describe_topic_ids`] tells.
+pub(crate) type TopicIds = BTreeMap<String, Result<[u8; 16], RDKafkaErrorCode>>;
 
-/// Topic ids (KIP-516) by name. A broker without ids gives zeroes, which are left out, as are topics that fail.
+/// Topic ids (KIP-516) by name, zeroes from a broker without ids; or why a topic has none.
 pub(crate) fn describe_topic_ids<C: ClientContext>(
     client: &Client<C>,
     topics: &[&str],
     longest: Duration,
-) -> Result<BTreeMap<String, [u8; 16]>, String> {
+) -> Result<TopicIds, String> {
     let names: Vec<CString> =
         topics.iter().map(|name| CString::new(*name)).collect::<Result<_, _>>().map_err(|e| e.to_string())?;
     let mut pointers: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
@@ -346,7 +343,7 @@ pub(crate) fn describe_topic_ids<C: ClientContext>(
 
 /// # Safety
 /// `event` answers a DescribeTopics.
-unsafe fn topic_ids_of(event: &Event) -> Result<BTreeMap<String, [u8; 16]>, String> {
+unsafe fn topic_ids_of(event: &Event) -> Result<TopicIds, String> {
     // SAFETY: by the caller; the result is the event under another name, and owns what is read from it.
     unsafe {
         let raw = event.0.as_ptr();
@@ -362,22 +359,19 @@ unsafe fn topic_ids_of(event: &Event) -> Result<BTreeMap<String, [u8; 16]>, Stri
         let mut ids = BTreeMap::new();
         for i in 0..count {
             let description = *descriptions.add(i);
+            let name = text(native::rd_kafka_TopicDescription_name(description));
             let error = native::rd_kafka_TopicDescription_error(description);
-            if native::rd_kafka_error_code(error) != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
+            let code = RDKafkaErrorCode::from(native::rd_kafka_error_code(error));
+            if code != RDKafkaErrorCode::NoError {
+                ids.insert(name, Err(code));
                 continue;
             }
-            let id = native::rd_kafka_TopicDescription_topic_id(description);
-            if id.is_null() {
-                continue;
-            }
-            let high = native::rd_kafka_Uuid_most_significant_bits(id).to_be_bytes();
-            let low = native::rd_kafka_Uuid_least_significant_bits(id).to_be_bytes();
             let mut bytes = [0; 16];
-            bytes[..8].copy_from_slice(&high);
-            bytes[8..].copy_from_slice(&low);
-            if bytes != [0; 16] {
-                ids.insert(text(native::rd_kafka_TopicDescription_name(description)), bytes);
+            if let Some(id) = native::rd_kafka_TopicDescription_topic_id(description).as_ref() {
+                bytes[..8].copy_from_slice(&native::rd_kafka_Uuid_most_significant_bits(id).to_be_bytes());
+                bytes[8..].copy_from_slice(&native::rd_kafka_Uuid_least_significant_bits(id).to_be_bytes());
             }
+            ids.insert(name, Ok(bytes));
         }
         Ok(ids)
     }

@@ -12,19 +12,21 @@
 //! | [`Failure::Refused`] | this record can never be written here: say so, do not repeat |
 //! | [`Failure::Fatal`] | this producer writes nothing any more: the process ends |
 //!
-//! A write that the brokers' ACLs deny makes an idempotent producer fail as a whole and purge its queue; the purged
-//! records come back as `Fatal` with the first cause.
+//! A write that one topic's ACL denies is `Refused`, and the others go on. An idempotent producer that may write nowhere
+//! fails as a whole and purges its queue; the purged records come back as `Fatal` with the first cause.
 //!
-//! Left out: waiting for one append (`flush` sleeps in steps of 100 ms), partitioning (the shard is always given).
+//! Left out: waiting for one append (`flush` sleeps in steps of 100 ms), partitioning (the shard is always given), and
+//! rdkafka's `ThreadedProducer` (its callbacks cannot ask the producer for the cause of its failure).
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, Weak};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 use rdkafka::{ClientContext, Message};
 use suture_contract::codec;
 
@@ -32,11 +34,15 @@ use crate::failure::{KafkaFailure, Weight, weight};
 use crate::ffi;
 use crate::settings::KafkaSettings;
 
+/// How long the reporting thread waits for a report: ending the producer takes up to this.
+const POLL: Duration = Duration::from_millis(100);
+
 /// Appends records and reports what became of them.
 pub struct Outbox {
-    producer: ThreadedProducer<Reports>,
+    producer: Arc<BaseProducer<Reports>>,
     flight: Arc<Flight>,
     version: String,
+    thread: Option<JoinHandle<()>>,
 }
 
 /// What became of one append.
@@ -76,10 +82,25 @@ impl Outbox {
         on_delivery: impl Fn(Delivery) + Send + Sync + 'static,
     ) -> Result<Self, KafkaFailure> {
         let flight = Arc::new(Flight::default());
-        let reports = Reports { flight: Arc::clone(&flight), on_delivery: Box::new(on_delivery) };
-        let producer = ThreadedProducer::from_config_and_context(&settings.producer(client_id)?, reports)
+        let reports =
+            Reports { flight: Arc::clone(&flight), on_delivery: Box::new(on_delivery), producer: OnceLock::new() };
+        let producer = BaseProducer::from_config_and_context(&settings.producer(client_id)?, reports)
             .map_err(|error| KafkaFailure::of("starting the producer", &error))?;
-        Ok(Self { producer, flight, version: codec::VERSION.to_string() })
+        let producer = Arc::new(producer);
+        producer.context().producer.get_or_init(|| Arc::downgrade(&producer));
+        let thread = {
+            let (producer, flight) = (Arc::clone(&producer), Arc::clone(&flight));
+            let reporting = move || {
+                while !flight.over.load(Ordering::Acquire) {
+                    producer.poll(POLL);
+                }
+            };
+            thread::Builder::new()
+                .name("kafka-reports".to_string())
+                .spawn(reporting)
+                .map_err(|error| KafkaFailure::Again(format!("starting the producer's thread: {error}")))?
+        };
+        Ok(Self { producer, flight, version: codec::VERSION.to_string(), thread: Some(thread) })
     }
 
     /// Hands one record over. `kind` is the message's type, repeated in the header `type`; a `value` of `None` is a
@@ -114,7 +135,7 @@ impl Outbox {
                 Err(Full)
             }
             Err((error, _)) => {
-                self.flight.report(&self.producer.context().on_delivery, token, Err(&error));
+                self.producer.context().report(token, Err(&error));
                 Ok(())
             }
         }
@@ -129,17 +150,28 @@ impl Outbox {
     /// [`Failure::Again`], and counted in the error. Blocks: not for a tokio worker.
     pub fn close(self, deadline: Duration) -> Result<(), usize> {
         let left = self.flight.wait_until_landed(deadline);
-        self.flight.closing.store(true, Ordering::Release);
         if left == 0 { Ok(()) } else { Err(left) }
     }
 }
 
-type OnDelivery = Box<dyn Fn(Delivery) + Send + Sync>;
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        self.flight.over.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread that reports appends panicked");
+        }
+        // The producer goes now, on this thread, and reports what it purges.
+    }
+}
 
 /// The producer's context: turns librdkafka's reports into ours.
 struct Reports {
     flight: Arc<Flight>,
-    on_delivery: OnDelivery,
+    on_delivery: Box<dyn Fn(Delivery) + Send + Sync>,
+    /// Itself, for the cause of its failure. Gone while it purges at its end.
+    producer: OnceLock<Weak<BaseProducer<Reports>>>,
 }
 
 impl ClientContext for Reports {
@@ -148,9 +180,6 @@ impl ClientContext for Reports {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal) {
-            self.flight.keep_cause(reason);
-        }
         tracing::debug!(target: "librdkafka", %error, reason, "producer error");
     }
 }
@@ -163,42 +192,22 @@ impl ProducerContext for Reports {
             Ok(record) => Ok(u64::try_from(record.offset()).unwrap_or_default()),
             Err((error, _)) => Err(error),
         };
-        self.flight.report(&self.on_delivery, *token, result);
+        self.report(*token, result);
     }
 }
 
-/// What is out, and why the producer died if it did.
-#[derive(Default)]
-struct Flight {
-    count: AtomicUsize,
-    closing: AtomicBool,
-    cause: Mutex<Option<String>>,
-    landed: Condvar,
-}
-
-impl Flight {
-    fn takes_off(&self) {
-        self.count.fetch_add(1, Ordering::AcqRel);
-    }
-
-    fn lands(&self) {
-        if self.count.fetch_sub(1, Ordering::AcqRel) == 1 {
-            let _held = self.cause.lock().unwrap_or_else(PoisonError::into_inner);
-            self.landed.notify_all();
-        }
-    }
-
+impl Reports {
     /// The report goes out before the count goes down, so that nothing is unreported when nothing is in flight.
-    fn report(&self, on_delivery: &OnDelivery, token: u64, result: Result<u64, &KafkaError>) {
-        on_delivery(Delivery { token, result: result.map_err(|error| self.failure(error)) });
-        self.lands();
+    fn report(&self, token: u64, result: Result<u64, &KafkaError>) {
+        (self.on_delivery)(Delivery { token, result: result.map_err(|error| self.failure(error)) });
+        self.flight.lands();
     }
 
     fn failure(&self, error: &KafkaError) -> Failure {
         use RDKafkaErrorCode as Code;
         let Some(code) = error.rdkafka_error_code() else { return Failure::Refused(error.to_string()) };
         match code {
-            Code::PurgeQueue | Code::PurgeInflight if self.closing.load(Ordering::Acquire) => {
+            Code::PurgeQueue | Code::PurgeInflight if self.flight.over.load(Ordering::Acquire) => {
                 Failure::Again("the outbox closed before the report came".to_string())
             }
             Code::PurgeQueue | Code::PurgeInflight | Code::Fatal => Failure::Fatal(self.cause(code)),
@@ -218,19 +227,42 @@ impl Flight {
         }
     }
 
-    fn keep_cause(&self, reason: &str) {
-        self.cause.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| reason.to_string());
+    fn cause(&self, code: RDKafkaErrorCode) -> String {
+        let producer = self.producer.get().and_then(Weak::upgrade);
+        match producer.and_then(|producer| producer.client().fatal_error()) {
+            Some((first, reason)) => format!("{first}: {reason}"),
+            None => code.to_string(),
+        }
+    }
+}
+
+/// What is out.
+#[derive(Default)]
+struct Flight {
+    count: AtomicUsize,
+    /// The outbox is closing: nobody polls any more.
+    over: AtomicBool,
+    /// Held by nobody for long; it only makes `landed` work.
+    lock: Mutex<()>,
+    landed: Condvar,
+}
+
+impl Flight {
+    fn takes_off(&self) {
+        self.count.fetch_add(1, Ordering::AcqRel);
     }
 
-    fn cause(&self, code: RDKafkaErrorCode) -> String {
-        let cause = self.cause.lock().unwrap_or_else(PoisonError::into_inner);
-        cause.clone().unwrap_or_else(|| code.to_string())
+    fn lands(&self) {
+        if self.count.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let _held = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+            self.landed.notify_all();
+        }
     }
 
     /// Returns how many are still out.
     fn wait_until_landed(&self, deadline: Duration) -> usize {
-        let held = self.cause.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.landed.wait_timeout_while(held, deadline, |_| self.count.load(Ordering::Acquire) > 0);
+        let held = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.landed.wait_timeout_while(held, deadline, |()| self.count.load(Ordering::Acquire) > 0);
         drop(waited);
         self.count.load(Ordering::Acquire)
     }

@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
+use std::thread;
 use std::time::Duration;
 
 use rdkafka::config::FromClientConfigAndContext;
@@ -28,13 +29,16 @@ use crate::settings::KafkaSettings;
 /// How long one question may take.
 const ANSWER: Duration = Duration::from_secs(10);
 
+/// How often a topic that a broker does not know is asked for again, this far apart.
+const LOOKS: u32 = 20;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
+
 /// Answers questions about the cluster.
 pub struct Probe {
     consumer: BaseConsumer<Quiet>,
     requests_topic: String,
     log_letters: Option<LogLetters>,
-    /// Set once the brokers were seen to have no topic ids.
-    no_ids: OnceLock<()>,
+    embedded: OnceLock<bool>,
 }
 
 /// What a topic looks like from outside.
@@ -52,7 +56,7 @@ impl Probe {
         let consumer = BaseConsumer::from_config_and_context(&settings.probe()?, Quiet)
             .map_err(|error| KafkaFailure::of("starting the probe", &error))?;
         let requests_topic = Topic::Requests.name(&settings.prefix);
-        Ok(Self { consumer, requests_topic, log_letters: settings.log_letters, no_ids: OnceLock::new() })
+        Ok(Self { consumer, requests_topic, log_letters: settings.log_letters, embedded: OnceLock::new() })
     }
 
     /// A partition's first offset, and the one that its next record will get.
@@ -86,33 +90,44 @@ impl Probe {
 
     /// How many brokers the cluster has now.
     pub fn brokers(&self) -> Result<usize, KafkaFailure> {
-        Ok(self.broker_ids()?.len())
+        self.serve_queue();
+        let metadata = self
+            .consumer
+            .fetch_metadata(Some(&self.requests_topic), ANSWER)
+            .map_err(|error| KafkaFailure::of("asking for the brokers", &error))?;
+        Ok(metadata.brokers().len())
     }
 
     /// The ids of these topics, by name. A topic that does not exist is a fatal failure.
     pub fn topic_ids(&self, topics: &[&str]) -> Result<BTreeMap<String, [u8; 16]>, KafkaFailure> {
-        if let Some(letters) = self.configured_letters()? {
-            return Ok(topics.iter().map(|topic| ((*topic).to_string(), derived_id(letters, topic))).collect());
-        }
-        self.serve_queue();
-        let ids = self.described_ids(topics)?;
-        for topic in topics {
-            if !ids.contains_key(*topic) {
-                return Err(self.without_id(topic));
+        if !self.is_embedded()? {
+            let ids = self.described_ids(topics)?;
+            let has_ids = ids.values().all(|id| *id != [0; 16]);
+            match self.log_letters {
+                None if has_ids => return Ok(ids),
+                // Letters that outlive a topic's re-creation would name other transactions like those before it.
+                Some(_) if has_ids => {
+                    let said = "kafka.log_letters is set, and the brokers have topic ids: remove it";
+                    return Err(KafkaFailure::Fatal(said.to_string()));
+                }
+                _ => {}
             }
         }
-        Ok(ids)
+        let Some(letters) = self.log_letters else {
+            let said =
+                "the brokers give topics no ids (they are older than Kafka 2.8, or no Kafka): set kafka.log_letters";
+            return Err(KafkaFailure::Fatal(said.to_string()));
+        };
+        Ok(topics.iter().map(|topic| ((*topic).to_string(), derived_id(letters, topic))).collect())
     }
 
     /// The letters that stand in txids for a topic's records.
     pub fn letters(&self, topic: &str) -> Result<LogLetters, KafkaFailure> {
-        match self.configured_letters()? {
-            Some(letters) if topic == self.requests_topic => Ok(letters),
-            _ => {
-                let ids = self.topic_ids(&[topic])?;
-                let id = ids.get(topic).ok_or_else(|| self.without_id(topic))?;
-                Ok(LogLetters::from_topic_id(id))
-            }
+        let ids = self.topic_ids(&[topic])?;
+        match (self.log_letters, ids.get(topic)) {
+            (Some(letters), _) if topic == self.requests_topic => Ok(letters),
+            (_, Some(id)) => Ok(LogLetters::from_topic_id(id)),
+            (_, None) => Err(KafkaFailure::Again(format!("asking for the id of topic {topic}: it is left out"))),
         }
     }
 
@@ -141,55 +156,41 @@ impl Probe {
         entries.into_iter().map(offset).collect()
     }
 
-    /// The letters of the configuration, once it is clear that the brokers have no ids: letters that outlived a topic's
-    /// re-creation would name other transactions like those before it.
-    fn configured_letters(&self) -> Result<Option<LogLetters>, KafkaFailure> {
-        let Some(letters) = self.log_letters else { return Ok(None) };
-        if self.no_ids.get().is_none() {
-            let exists = self.topics()?.contains_key(&self.requests_topic);
-            if exists && self.has_controller()? {
-                let ids = self.described_ids(&[&self.requests_topic])?;
-                if ids.contains_key(&self.requests_topic) {
-                    let said = "kafka.log_letters is set, and the brokers have topic ids: remove it";
-                    return Err(KafkaFailure::Fatal(said.to_string()));
+    /// The ids as the brokers have them, for every topic asked for; zeroes where brokers have none.
+    fn described_ids(&self, topics: &[&str]) -> Result<BTreeMap<String, [u8; 16]>, KafkaFailure> {
+        let mut unknown = String::new();
+        for _ in 0..LOOKS {
+            self.serve_queue();
+            let answers = ffi::describe_topic_ids(self.consumer.client(), topics, ANSWER)
+                .map_err(|reason| KafkaFailure::Again(format!("asking for topic ids: {reason}")))?;
+            let mut ids = BTreeMap::new();
+            for (topic, answer) in answers {
+                match answer {
+                    Ok(id) => drop(ids.insert(topic, id)),
+                    Err(RDKafkaErrorCode::UnknownTopicOrPartition) => unknown = topic,
+                    Err(code) => {
+                        return Err(KafkaFailure::of_code(format!("asking for the id of topic {topic}"), code));
+                    }
                 }
             }
-            self.no_ids.get_or_init(|| ());
+            if topics.iter().all(|topic| ids.contains_key(*topic)) {
+                return Ok(ids);
+            }
+            // One that was just created is known to one broker after the other.
+            thread::sleep(BETWEEN_LOOKS);
         }
-        Ok(Some(letters))
+        Err(KafkaFailure::Fatal(format!("topic {unknown} does not exist: run `suture topics apply`")))
     }
 
-    /// Whether there is somebody to ask for ids. The embedded broker names a controller that is none of its brokers.
-    fn has_controller(&self) -> Result<bool, KafkaFailure> {
-        let brokers = self.broker_ids()?;
-        Ok(brokers.contains(&ffi::known_controller(self.consumer.client())))
-    }
-
-    fn broker_ids(&self) -> Result<Vec<i32>, KafkaFailure> {
+    /// librdkafka's mock cluster, which would not answer a question for ids. It says so in its name.
+    fn is_embedded(&self) -> Result<bool, KafkaFailure> {
+        if let Some(known) = self.embedded.get() {
+            return Ok(*known);
+        }
         self.serve_queue();
-        let metadata = self
-            .consumer
-            .fetch_metadata(Some(&self.requests_topic), ANSWER)
-            .map_err(|error| KafkaFailure::of("asking for the brokers", &error))?;
-        Ok(metadata.brokers().iter().map(|broker| broker.id()).collect())
-    }
-
-    fn described_ids(&self, topics: &[&str]) -> Result<BTreeMap<String, [u8; 16]>, KafkaFailure> {
-        ffi::describe_topic_ids(self.consumer.client(), topics, ANSWER).map_err(|reason| {
-            let hint = "a broker without topic ids needs kafka.log_letters";
-            KafkaFailure::Again(format!("asking for topic ids: {reason}; {hint}"))
-        })
-    }
-
-    /// Why there is no id: no such topic, or no ids at all.
-    fn without_id(&self, topic: &str) -> KafkaFailure {
-        match self.topics() {
-            Ok(topics) if topics.contains_key(topic) => KafkaFailure::Fatal(format!(
-                "the brokers give topic {topic} no id (they are older than Kafka 2.8, or no Kafka): set kafka.log_letters"
-            )),
-            Ok(_) => KafkaFailure::Fatal(format!("topic {topic} does not exist: run `suture topics apply`")),
-            Err(failure) => failure,
-        }
+        let name = self.consumer.client().fetch_cluster_id(ANSWER);
+        let name = name.ok_or_else(|| KafkaFailure::Again("asking for the cluster's id: no answer".to_string()))?;
+        Ok(*self.embedded.get_or_init(|| name.starts_with("mockCluster")))
     }
 
     /// A client's log lines and errors queue up until somebody polls.

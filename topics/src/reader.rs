@@ -14,7 +14,8 @@
 //! librdkafka's un-assign and assign, as `seek` is: one mechanism, with a version barrier that drops what is stale.)
 //!
 //! A position outside the log (trimmed, or past the end that a cut-off leader shows) gives [`ReaderEvent::OutOfRange`], and
-//! the partition rests until `seek` or `remove`.
+//! the partition rests until `seek` or `remove`. A topic that we may not even describe gives nothing at all: whoever adds a
+//! partition has asked the probe for its ends before, which fails then.
 //!
 //! Left out: subscriptions, commits (both [`crate::membership`]), and any judgement of a record.
 

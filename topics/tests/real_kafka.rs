@@ -44,9 +44,10 @@ fn wanted<'a>(settings: &'a KafkaSettings, participants: &'a [Participant]) -> W
     Wanted { settings, participants, allow_single_broker: false }
 }
 
-/// Settings, and topics made by `apply`.
+/// Settings, and topics made by `apply`: few partitions, because small brokers run out of memory with thousands.
 fn applied() -> KafkaSettings {
-    let settings = settings();
+    let mut settings = settings();
+    settings.partitions = 6;
     let findings = apply(wanted(&settings, &participants())).unwrap();
     assert!(is_safe(&findings), "{findings:#?}");
     settings
@@ -54,6 +55,17 @@ fn applied() -> KafkaSettings {
 
 fn lines(findings: &[Finding], severity: Severity) -> Vec<String> {
     findings.iter().filter(|finding| finding.severity == severity).map(ToString::to_string).collect()
+}
+
+/// The plan that several looks in a row give: each may ask another broker.
+fn settled(wanted: Wanted<'_>) -> Vec<Finding> {
+    let (mut last, mut equal) = (plan(wanted).unwrap(), 0);
+    while equal < 5 {
+        let next = plan(wanted).unwrap();
+        equal = if next == last { equal + 1 } else { 0 };
+        last = next;
+    }
+    last
 }
 
 /// What an operator might do by hand.
@@ -97,7 +109,7 @@ fn plan_apply_and_check_agree() {
     assert!(!is_safe(&before));
     let after = apply(wanted).unwrap();
     assert_eq!(lines(&after, Severity::Fine).len(), 6, "{after:#?}");
-    assert_eq!(plan(wanted).unwrap(), after);
+    assert_eq!(settled(wanted), after);
     assert_eq!(apply(wanted).unwrap(), after, "a second apply changes nothing");
 
     let more = ["insurer".parse().unwrap(), "hospital".parse().unwrap()];
@@ -116,7 +128,14 @@ fn topics_made_wrongly_by_hand_are_found_and_left_alone() {
     by_hand.create(&name("votes.insurer"), 12, 3, &[("cleanup.policy", "compact"), ("min.insync.replicas", "2")]);
     by_hand.create(&name("decisions"), 12, 1, &[("min.insync.replicas", "1")]);
 
-    let found = apply(wanted(&settings, &participants)).unwrap();
+    // What was made by hand reaches one broker after the other; while one is wrong, nothing is created.
+    settled(Wanted { participants: &[], ..wanted(&settings, &participants) });
+    let found = loop {
+        let found = apply(wanted(&settings, &participants)).unwrap();
+        if lines(&found, Severity::Missing).len() == 3 {
+            break found;
+        }
+    };
     let wrong = lines(&found, Severity::Wrong);
     for said in [
         "requests: has 6 partitions, must have 12",
@@ -135,7 +154,7 @@ fn topics_made_wrongly_by_hand_are_found_and_left_alone() {
     );
     assert!(wrong.iter().any(|line| line.ends_with(&mend)), "{wrong:#?}");
     assert_eq!(lines(&found, Severity::Missing).len(), 3, "nothing is created while something is wrong");
-    assert_eq!(plan(wanted(&settings, &participants)).unwrap(), found);
+    assert_eq!(settled(wanted(&settings, &participants)), found);
 }
 
 #[test]
@@ -258,7 +277,7 @@ fn positions_with_metadata_are_seen_by_others_and_survive_the_group() {
     let decisions = format!("{}.decisions", settings.prefix);
     let group = format!("{}.coordinator", settings.prefix);
     let mut first = Member::join(&settings, &group, &[&requests, &decisions]);
-    assert_eq!(first.assigned().len(), 24);
+    assert_eq!(first.assigned().len(), 12);
 
     let position = |offset, metadata: String| Commit { topic: requests.clone(), partition: 5, offset, metadata };
     let longest = "m".repeat(4_096);
@@ -278,9 +297,9 @@ fn positions_with_metadata_are_seen_by_others_and_survive_the_group() {
     let mut second = Member::join(&settings, &group, &[&requests, &decisions]);
     let revoked = first.next();
     assert!(matches!(revoked, MemberEvent::Revoked(_)), "{revoked:?}");
-    assert_eq!((first.assigned().len(), second.assigned().len()), (12, 12));
+    assert_eq!((first.assigned().len(), second.assigned().len()), (6, 6));
     assert!(first.membership.leave(LONG));
-    assert_eq!(second.assigned().len(), 24);
+    assert_eq!(second.assigned().len(), 12);
     assert_eq!(second.membership.committed(&asked).unwrap(), expected);
     assert!(second.membership.leave(LONG));
     assert_eq!(acks.committed(&group, &asked).unwrap(), expected);
@@ -295,6 +314,6 @@ fn the_probe_finds_offsets_by_time() {
     let probe = Probe::start(&settings).unwrap();
     let at = |time| probe.offsets_for_time(&topic, settings.partitions, time).unwrap();
     let first = at(0);
-    assert_eq!((first.len(), first[0], first[1]), (12, None, Some(0)));
+    assert_eq!((first.len(), first[0], first[1]), (6, None, Some(0)));
     assert_eq!(at(4_102_444_800_000)[1], None, "nothing is as young as the year 2100");
 }

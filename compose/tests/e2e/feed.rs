@@ -1,5 +1,6 @@
 //! Events into the upstream topic, and anything into any topic.
 
+use std::fmt;
 use std::fs;
 use std::path::Path;
 use std::sync::mpsc;
@@ -32,6 +33,12 @@ pub struct Place {
     pub partition: i32,
     /// The offset.
     pub offset: u64,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.topic, self.partition, self.offset)
+    }
 }
 
 /// The 125 sample surgeries.

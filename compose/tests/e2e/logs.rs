@@ -86,6 +86,7 @@ impl Logs {
 
     /// Each transaction that was asked for and not refused as a record, by txid.
     pub fn stories(&self) -> BTreeMap<String, Story> {
+        let rejected = self.rejections();
         let mut stories: BTreeMap<String, Story> = BTreeMap::new();
         let story = |stories: &mut BTreeMap<String, Story>, txid: &str, put: &mut dyn FnMut(&mut Story)| {
             put(stories.entry(txid.to_string()).or_insert_with(|| Story { txid: txid.to_string(), ..Story::default() }));
@@ -94,7 +95,7 @@ impl Logs {
             for entry in entries {
                 let txid = entry.text("txid");
                 match name.split_once('.').unwrap_or((name, "")) {
-                    ("requests", _) if entry.text("type") == "request" && !self.is_rejected(&entry.place) => {
+                    ("requests", _) if entry.text("type") == "request" && !rejected.contains_key(&entry.place) => {
                         let Place { partition, offset, .. } = &entry.place;
                         let txid = format!("{}-{partition}-{offset}", self.letters);
                         story(&mut stories, &txid, &mut |story| story.request = Some(Arc::clone(entry)));
@@ -134,20 +135,15 @@ impl Logs {
         rejections
     }
 
-    /// Whether each of these upstream events has become a transaction that is over, or was rejected.
-    pub fn have_ended(&self, fed: &[Place]) -> bool {
+    /// Which of these upstream events are neither rejected nor a transaction with an outcome.
+    pub fn not_ended(&self, fed: &[Place]) -> Vec<Place> {
         let (rejections, mut ended) = (self.rejections(), BTreeMap::new());
         for story in self.stories().values() {
-            let (Some(source), over) = (story.source(), !story.outcomes.is_empty()) else { continue };
-            *ended.entry(source).or_insert(true) &= over;
+            let (Some(source), is_over) = (story.source(), !story.outcomes.is_empty()) else { continue };
+            *ended.entry(source).or_insert(true) &= is_over;
         }
-        fed.iter().all(|place| rejections.contains_key(place) || ended.get(place).copied().unwrap_or(false))
-    }
-
-    fn is_rejected(&self, place: &Place) -> bool {
-        self.topic("rejected").iter().any(|entry| {
-            entry.json.as_ref().and_then(|json| place_of(&json["origin"])).is_some_and(|origin| origin == *place)
-        })
+        let has_ended = |place: &Place| rejections.contains_key(place) || ended.get(place).copied().unwrap_or(false);
+        fed.iter().filter(|place| !has_ended(place)).cloned().collect()
     }
 }
 
@@ -177,6 +173,11 @@ impl Story {
             (vote.text("vote") == "no").then(|| (participant, vote.text("code").to_string()))
         };
         self.named().into_iter().filter_map(register).collect()
+    }
+
+    /// The partition that it lives in.
+    pub fn shard(&self) -> Option<i32> {
+        Some(self.request.as_ref()?.place.partition)
     }
 
     /// `commit` or `abort`, as the first decision says.
@@ -248,8 +249,12 @@ impl Follower {
         let mut ends = Vec::new();
         for topic in &self.topics {
             for partition in 0..i32::from(self.partitions) {
-                let (_, end) = self.probe.watermarks(topic, partition).unwrap();
-                ends.push((topic, partition, end));
+                let mut end = None;
+                wait_until("the brokers tell where the topics end", || {
+                    end = self.end(topic, partition);
+                    end.is_some()
+                });
+                ends.push((topic, partition, end.unwrap_or_default()));
             }
         }
         wait_until("the test has read all topics", || {
@@ -259,9 +264,9 @@ impl Follower {
         self.now()
     }
 
-    /// Where a partition ends now.
-    pub fn end(&self, topic: &str, partition: i32) -> u64 {
-        self.probe.watermarks(topic, partition).unwrap().1
+    /// Where a partition ends now; nobody may know for a moment, while brokers are killed.
+    pub fn end(&self, topic: &str, partition: i32) -> Option<u64> {
+        Some(self.probe.watermarks(topic, partition).ok()?.1)
     }
 }
 

@@ -1,0 +1,358 @@
+//! A deployment of one's own for each test: topics, databases, configuration and reference data that no other test has.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::{Mutex, Weak};
+
+use suture_contract::ids::{LogLetters, Participant};
+use suture_contract::topic_map::participant_group;
+use suture_topics::acks::GroupOffsets;
+use suture_topics::admin;
+use suture_topics::settings::KafkaSettings;
+use tempfile::TempDir;
+
+use crate::cluster::{self, Cluster};
+use crate::feed::Feed;
+use crate::logs::{Follower, Logs};
+use crate::process::{Life, Process, SUTURE};
+use crate::rows::{self, Database, Rows};
+
+/// The three organisations, in the order of the surgery.
+pub const PARTICIPANTS: [&str; 3] = ["hospital", "surgeon-log", "insurer"];
+
+/// Partitions of the upstream topic.
+pub const UPSTREAM_PARTITIONS: u16 = 3;
+
+/// The same in all tests, so that rows of two deployments can be compared.
+const IDENTITY_KEY: &str = "identity key of the tests, and no secret";
+const HASH_KEY: &str = "hash key of the tests, and no secret";
+
+/// What a test may want otherwise.
+pub struct Options {
+    /// After this long without a heartbeat a process's shards go to others.
+    pub session_timeout_ms: u32,
+    /// How long participants have to vote.
+    pub deadline_ms: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { session_timeout_ms: 3_000, deadline_ms: 60_000 }
+    }
+}
+
+/// A deployment. Ends all that it started, in this order.
+pub struct World {
+    /// The prefix of its topics and groups.
+    pub prefix: String,
+    /// The topic that ingest reads.
+    pub upstream: String,
+    /// For clients of the test's own.
+    pub kafka: KafkaSettings,
+    /// The databases, by participant.
+    pub databases: BTreeMap<String, Database>,
+    /// An own copy of all topics.
+    pub follower: Follower,
+    environment: Vec<(String, String)>,
+    lives: Mutex<Vec<Weak<Life>>>,
+    acks: Mutex<GroupOffsets>,
+    folder: Folder,
+    /// The servers, which no other test uses meanwhile.
+    pub cluster: Cluster,
+}
+
+/// All services of a deployment, one process each.
+pub struct Crew {
+    pub ingest: Process,
+    pub coordinator: Process,
+    pub hospital: Process,
+    pub surgeon_log: Process,
+    pub insurer: Process,
+}
+
+impl World {
+    /// Topics, databases, configuration, seeded for the sample surgeries. Nothing of `suture` runs yet.
+    pub fn start(options: &Options) -> Self {
+        let cluster = Cluster::take();
+        let letters = LogLetters::from_random(random());
+        let prefix = format!("t-{letters}");
+        let upstream = format!("{prefix}.surgeries");
+        let mut kafka = KafkaSettings::new(cluster.bootstrap.clone(), prefix.parse().unwrap());
+        kafka.session_timeout_ms = options.session_timeout_ms;
+        let folder = Folder::new(&prefix);
+        let mut environment = Vec::new();
+        let mut databases = BTreeMap::new();
+        for participant in ["hospital", "insurer"] {
+            let database = format!("t_{letters}_{participant}");
+            rows::execute(cluster.postgres_admin(), &format!("create database {database}")).unwrap();
+            let url = cluster.postgres(&database);
+            environment.push((format!("SUTURE_{}_URL", participant.to_uppercase()), url.clone()));
+            databases.insert(participant.to_string(), Database::Postgres(url));
+        }
+        let surgeon_log = folder.path().join("config/participants/surgeon-log.sqlite");
+        databases.insert("surgeon-log".to_string(), Database::Sqlite(surgeon_log));
+        configure(folder.path(), &kafka, &upstream, options);
+
+        let suture = |arguments: &[&str]| suture(folder.path(), &environment, arguments);
+        // The databases' disk and the brokers' work do not wait for each other.
+        std::thread::scope(|scope| {
+            let seeded = scope.spawn(|| succeeds(&suture(&["seed", "--create-tables"])));
+            succeeds(&suture(&["topics", "apply"]));
+            // The last one, and asked for at each broker: who knows it knows all that were made before.
+            for broker in kafka.bootstrap.split(',') {
+                let kafka = KafkaSettings { bootstrap: broker.to_string(), ..kafka.clone() };
+                admin::create_upstream(&kafka, &upstream, UPSTREAM_PARTITIONS).unwrap();
+            }
+            seeded.join().unwrap();
+        });
+        let follower = Follower::start(&kafka, &topics(&prefix));
+        let acks = Mutex::new(GroupOffsets::new(&kafka));
+        let lives = Mutex::default();
+        Self { prefix, upstream, kafka, databases, follower, environment, lives, acks, folder, cluster }
+    }
+
+    /// Starts all five services.
+    pub fn crew(&self) -> Crew {
+        Crew {
+            coordinator: self.service("coordinator", &["coordinator"]),
+            hospital: self.participant("hospital"),
+            surgeon_log: self.participant("surgeon-log"),
+            insurer: self.participant("insurer"),
+            ingest: self.service("ingest", &["ingest"]),
+        }
+    }
+
+    /// Starts a participant.
+    pub fn participant(&self, name: &str) -> Process {
+        self.service(name, &["participant", name])
+    }
+
+    /// Starts any service under a name of its own, which must be new: a second coordinator, for example.
+    pub fn service(&self, name: &str, arguments: &[&str]) -> Process {
+        let config = self.config_file();
+        let arguments = [arguments, &["--config", config.to_str().unwrap()]].concat();
+        let process = Process::start(name, self.folder.path(), &arguments, &self.environment);
+        self.lives.lock().unwrap().push(process.life());
+        process
+    }
+
+    /// Runs `suture` with this deployment's configuration to its end.
+    pub fn suture(&self, arguments: &[&str]) -> Output {
+        suture(self.folder.path(), &self.environment, arguments)
+    }
+
+    /// What every process has logged, by its name.
+    pub fn process_logs(&self) -> BTreeMap<String, String> {
+        let files = fs::read_dir(self.folder.path()).unwrap().map(|file| file.unwrap().path());
+        let logs = files.filter(|file| file.extension().is_some_and(|extension| extension == "log"));
+        let name = |file: &Path| file.file_stem().expect("a name").to_string_lossy().into_owned();
+        logs.map(|file| (name(&file), fs::read_to_string(&file).unwrap())).collect()
+    }
+
+    /// The configuration file, beside which all others lie.
+    pub fn config_file(&self) -> PathBuf {
+        config_file(self.folder.path())
+    }
+
+    /// A producer for the upstream topic, and for anything else.
+    pub fn feed(&self) -> Feed {
+        Feed::start(&self.kafka, &self.upstream, UPSTREAM_PARTITIONS)
+    }
+
+    /// A protocol topic's full name: `requests`, `votes.hospital`.
+    pub fn topic(&self, name: &str) -> String {
+        format!("{}.{name}", self.prefix)
+    }
+
+    /// The URL of a participant's PostgreSQL database.
+    pub fn postgres(&self, participant: &str) -> &str {
+        match &self.databases[participant] {
+            Database::Postgres(url) => url,
+            Database::Sqlite(_) => panic!("{participant} has no PostgreSQL"),
+        }
+    }
+
+    /// All rows of all databases.
+    pub fn rows(&self) -> Rows {
+        Rows::read(&self.databases)
+    }
+
+    /// Looks until the condition holds, and fails at once when a service ended by itself.
+    pub fn wait_until(&self, what: &str, mut condition: impl FnMut() -> bool) {
+        cluster::wait_until(what, || {
+            for life in self.lives.lock().unwrap().iter().filter_map(Weak::upgrade) {
+                if let Some(ended) = life.ended() {
+                    panic!("{ended}, while the test waited until {what}");
+                }
+            }
+            condition()
+        });
+    }
+
+    /// Looks at the own copy of the topics until the condition holds.
+    pub fn wait_for_logs(&self, what: &str, mut condition: impl FnMut(&Logs) -> bool) {
+        self.wait_until(what, || condition(&self.follower.now()));
+    }
+
+    /// Until each of these events is a transaction that is over, or rejected, and every participant has applied every
+    /// decision.
+    pub fn wait_for_the_end(&self, fed: &[crate::feed::Place]) {
+        let mut left = fed.to_vec();
+        self.wait_for_logs("all events have ended", |logs| {
+            left = logs.not_ended(fed);
+            left.is_empty()
+        });
+        for participant in PARTICIPANTS {
+            self.wait_until(&format!("{participant} has applied all decisions"), || self.unapplied(participant) == 0);
+        }
+    }
+
+    /// How many decision records lie at or above the offset that the participant's group has committed: its lag.
+    pub fn unapplied(&self, participant: &str) -> u64 {
+        self.unapplied_on(participant, 0..i32::from(self.kafka.partitions))
+    }
+
+    /// The same, of some shards.
+    pub fn unapplied_on(&self, participant: &str, shards: impl IntoIterator<Item = i32>) -> u64 {
+        let group = participant_group(&self.kafka.prefix, &participant.parse::<Participant>().unwrap());
+        let topic = self.topic("decisions");
+        let partitions: Vec<_> = shards.into_iter().map(|of| (topic.as_str(), of)).collect();
+        // Passing failures happen while brokers are killed; whoever waits asks again.
+        let Ok(committed) = self.acks.lock().unwrap().committed(&group, &partitions) else { return u64::MAX };
+        let ends = partitions.iter().map(|(topic, partition)| self.follower.end(topic, *partition));
+        let lag = ends.zip(committed).map(|(end, committed)| match (end, committed) {
+            (Some(end), Some(committed)) => end.saturating_sub(committed.offset),
+            (Some(end), None) => end,
+            (None, _) => u64::MAX,
+        });
+        lag.fold(0, u64::saturating_add)
+    }
+}
+
+impl Crew {
+    /// All of them.
+    pub fn all(&mut self) -> [&mut Process; 5] {
+        [&mut self.ingest, &mut self.coordinator, &mut self.hospital, &mut self.surgeon_log, &mut self.insurer]
+    }
+
+    /// SIGTERM to all; each must drain and end well.
+    pub fn terminate(&mut self) {
+        for process in self.all() {
+            let status = process.terminate();
+            assert!(status.success(), "{} drained with {status}", process.name());
+        }
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("---- deployment {}", self.prefix);
+            return;
+        }
+        for database in self.databases.values() {
+            let Database::Postgres(url) = database else { continue };
+            let (_, name) = url.rsplit_once('/').unwrap();
+            // Processes that are still connected are ended with it; what fails here costs disk and nothing else.
+            let _ = rows::execute(self.cluster.postgres_admin(), &format!("drop database {name} with (force)"));
+        }
+    }
+}
+
+/// Removed at the end, unless the test failed.
+struct Folder(Option<TempDir>);
+
+impl Folder {
+    fn new(prefix: &str) -> Self {
+        Self(Some(tempfile::Builder::new().prefix(prefix).tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()))
+    }
+
+    fn path(&self) -> &Path {
+        self.0.as_ref().expect("there until the end").path()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if std::thread::panicking()
+            && let Some(folder) = self.0.take()
+        {
+            eprintln!("---- kept: {}", folder.keep().display());
+        }
+    }
+}
+
+/// The files as a hospital would have them: `compose/config` and `compose/schema`, with another upstream topic.
+fn configure(folder: &Path, kafka: &KafkaSettings, upstream: &str, options: &Options) {
+    let compose = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for sub in ["config/participants", "schema"] {
+        fs::create_dir_all(folder.join(sub)).unwrap();
+        for file in fs::read_dir(compose.join(sub)).unwrap() {
+            let file = file.unwrap();
+            fs::copy(file.path(), folder.join(sub).join(file.file_name())).unwrap();
+        }
+    }
+    let rules = fs::read_to_string(compose.join("config/rules.toml")).unwrap();
+    let topics = "topics = [\"hospital.surgeries\"]";
+    assert!(rules.contains(topics));
+    let deadline_ms = options.deadline_ms;
+    let rules = rules.replace(topics, &format!("topics = [\"{upstream}\"]\ndeadline_ms = {deadline_ms}"));
+    fs::write(folder.join("config/rules.toml"), rules).unwrap();
+    fs::write(folder.join("config/identity.key"), IDENTITY_KEY).unwrap();
+    fs::write(folder.join("config/hash.key"), HASH_KEY).unwrap();
+    let (bootstrap, prefix, session_timeout_ms) = (&kafka.bootstrap, &kafka.prefix, kafka.session_timeout_ms);
+    let settings = format!(
+        r#"
+[kafka]
+bootstrap = "{bootstrap}"
+prefix = "{prefix}"
+session_timeout_ms = {session_timeout_ms}
+
+[keys]
+identity_file = "identity.key"
+hash_file = "hash.key"
+
+[ingest]
+rules = "rules.toml"
+
+[participants]
+hospital = "participants/hospital.postgres.toml"
+surgeon-log = "participants/surgeon-log.sqlite.toml"
+insurer = "participants/insurer.postgres.toml"
+"#
+    );
+    fs::write(config_file(folder), settings).unwrap();
+}
+
+fn config_file(folder: &Path) -> PathBuf {
+    folder.join("config/suture.toml")
+}
+
+/// All protocol topics.
+fn topics(prefix: &str) -> Vec<String> {
+    let of_each = |kind: &str| PARTICIPANTS.map(|participant| format!("{prefix}.{kind}.{participant}"));
+    let common = ["requests", "decisions", "outcomes", "rejected"].map(|name| format!("{prefix}.{name}"));
+    [common.as_slice(), &of_each("prepare"), &of_each("votes")].concat()
+}
+
+fn suture(folder: &Path, environment: &[(String, String)], arguments: &[&str]) -> Output {
+    let mut command = Command::new(SUTURE);
+    command.args(arguments).arg("--config").arg(config_file(folder)).envs(environment.iter().cloned());
+    cluster::run(&mut command)
+}
+
+/// Standard output of what must succeed.
+pub fn succeeds(output: &Output) -> String {
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "suture: {}\n{stdout}\n{stderr}", output.status);
+    stdout.into_owned()
+}
+
+#[expect(clippy::disallowed_methods, reason = "the brokers may outlive a test run")]
+fn random() -> [u8; 4] {
+    let mut random = [0; 4];
+    getrandom::fill(&mut random).unwrap();
+    random
+}

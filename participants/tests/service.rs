@@ -1,0 +1,424 @@
+//! The service between an embedded broker and a SQLite file: what it votes, acknowledges, passes, and stops at.
+
+mod common;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::{decision, hash, txid};
+use rusqlite::Connection;
+use serde_json::value::RawValue;
+use suture_contract::codec::{Message, decode, encode};
+use suture_contract::ids::{Attempt, Participant, Txid};
+use suture_contract::messages::{Ballot, Decision, Prepare, Verdict, Vote};
+use suture_participants::config::{Database, ParticipantConfig};
+use suture_participants::opened::OpenedResource;
+use suture_participants::resource::Resource;
+use suture_participants::service::{self, ServiceError};
+use suture_topics::acks::GroupOffsets;
+use suture_topics::embedded::EmbeddedBroker;
+use suture_topics::membership::Committed;
+use suture_topics::outbox::Outbox;
+use suture_topics::reader::{Reader, ReaderEvent};
+use suture_topics::settings::KafkaSettings;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+const CONFIG: &str = r#"
+name = "bank"
+mode = "reserve"
+[database]
+kind = "sqlite"
+path = "bank.sqlite"
+[operation.put]
+confirm = [{ sql = "update item set done = 1 where txid = :txid", rows = 1 }]
+cancel = [{ sql = "delete from item where txid = :txid", rows = 1 }]
+reserve = [{ sql = "insert into item (id, txid) values (:id, :txid)", rows = 1, unique = "TAKEN" }]
+parameters.id = { path = "/id", type = "text" }
+"#;
+
+const SCHEMA: &str =
+    "create table if not exists item (id text primary key, done integer not null default 0, txid text not null) strict";
+
+const PREPARES: &str = "suture.prepare.bank";
+const VOTES: &str = "suture.votes.bank";
+const DECISIONS: &str = "suture.decisions";
+const GROUP: &str = "suture.participant.bank";
+
+/// Long enough for a rebalance; a test that waits for so long has failed.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A broker, a file, and the coordinator's side of the topics.
+struct World {
+    broker: EmbeddedBroker,
+    kafka: KafkaSettings,
+    folder: tempfile::TempDir,
+    outbox: Outbox,
+    votes: mpsc::Receiver<ReaderEvent>,
+    unread: std::collections::VecDeque<(Vote, Option<String>)>,
+    _reader: Reader,
+}
+
+/// A running service.
+struct Running {
+    stop: watch::Sender<bool>,
+    service: JoinHandle<Result<(), ServiceError>>,
+    ledger: String,
+}
+
+impl World {
+    fn new() -> Self {
+        let broker = EmbeddedBroker::start().unwrap();
+        let mut kafka = broker.settings("suture".parse().unwrap());
+        kafka.partitions = 3;
+        broker.create_topics(&kafka, &["bank".parse().unwrap()]).unwrap();
+        let outbox = Outbox::start(&kafka, "test", |_| ()).unwrap();
+        let (sender, votes) = mpsc::channel(16);
+        let reader = Reader::start(&kafka, "test", sender).unwrap();
+        reader.add(&[(VOTES, 0, 0), (VOTES, 1, 0), (VOTES, 2, 0)]);
+        let folder = tempfile::tempdir().unwrap();
+        Self { broker, kafka, folder, outbox, votes, unread: Default::default(), _reader: reader }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.path().join("bank.sqlite")
+    }
+
+    async fn resource(&self) -> OpenedResource {
+        let config = ParticipantConfig::parse(CONFIG, &self.folder.path().join("bank.toml")).unwrap();
+        assert!(matches!(config.database, Database::Sqlite(_)));
+        let mut opening = config.opening(&self.kafka.prefix, None, false).unwrap();
+        opening.schema = Some(SCHEMA.to_string());
+        OpenedResource::open(&config, opening).await.unwrap()
+    }
+
+    async fn start(&self) -> Running {
+        let resource = Arc::new(self.resource().await);
+        let ledger = resource.ledger_id().to_string();
+        let (stop, stopped) = watch::channel(false);
+        let kafka = self.kafka.clone();
+        let participant: Participant = "bank".parse().unwrap();
+        let service = tokio::spawn(async move { service::run(&kafka, &participant, resource, stopped).await });
+        Running { stop, service, ledger }
+    }
+
+    /// A txid of this broker's requests.
+    fn txid(&self, shard: u16, offset: u64) -> Txid {
+        format!("{}-{shard}-{offset}", self.broker.letters()).parse().unwrap()
+    }
+
+    fn prepare(&self, shard: u16, offset: u64, id: &str) -> Prepare {
+        let payload = format!(r#"{{"id":"{id}"}}"#);
+        Prepare {
+            txid: self.txid(shard, offset),
+            business_key: format!("item:{id}").parse().unwrap(),
+            attempt: Attempt::FIRST,
+            operation: "put".to_string(),
+            hash: hash(&payload),
+            payload: RawValue::from_string(payload).unwrap(),
+            order_key: None,
+        }
+    }
+
+    fn append<M: Message>(&self, topic: &str, txid: Txid, message: &M) {
+        self.append_raw(topic, txid.shard.partition(), &txid.to_string(), Some(&encode(message)));
+    }
+
+    fn append_raw(&self, topic: &str, partition: i32, key: &str, value: Option<&[u8]>) {
+        let trace = Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+        self.outbox.append(topic, partition, key.as_bytes(), value, "test", trace, 0).unwrap();
+    }
+
+    fn ask(&self, prepare: &Prepare) {
+        self.append(PREPARES, prepare.txid, prepare);
+    }
+
+    fn decide(&self, prepare: &Prepare, outcome: Verdict) {
+        self.append(DECISIONS, prepare.txid, &*decision(prepare, outcome));
+    }
+
+    async fn vote(&mut self) -> (Vote, Option<String>) {
+        loop {
+            if let Some(vote) = self.unread.pop_front() {
+                return vote;
+            }
+            let event = timeout(PATIENCE, self.votes.recv()).await.expect("no vote came").unwrap();
+            if let ReaderEvent::Records(records) = event {
+                for record in records {
+                    let vote: Vote = decode(&record.value.unwrap()).unwrap();
+                    assert_eq!(record.key.unwrap(), vote.txid.to_string().as_bytes());
+                    assert_eq!(record.partition, vote.txid.shard.partition());
+                    self.unread.push_back((vote, record.traceparent));
+                }
+            }
+        }
+    }
+
+    async fn ballot(&mut self, prepare: &Prepare) -> (Ballot, Option<String>) {
+        let (vote, _) = self.vote().await;
+        assert_eq!((vote.txid, vote.hash), (prepare.txid, prepare.hash));
+        (vote.vote, vote.code.map(|code| code.to_string()))
+    }
+
+    /// Waits until the group's offset on a topic's partition is this.
+    async fn until_acknowledged(&self, topic: &'static str, partition: i32, offset: u64) -> Committed {
+        let kafka = self.kafka.clone();
+        let asking = tokio::task::spawn_blocking(move || {
+            let mut offsets = GroupOffsets::new(&kafka);
+            loop {
+                let committed = offsets.committed(GROUP, &[(topic, partition)]).unwrap().remove(0);
+                match committed {
+                    Some(committed) if committed.offset == offset => return committed,
+                    Some(committed) => {
+                        assert!(committed.offset < offset, "{topic}/{partition} is at {}", committed.offset)
+                    }
+                    None => {}
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        timeout(PATIENCE, asking).await.expect("not acknowledged").unwrap()
+    }
+
+    fn number(&self, sql: &str) -> i64 {
+        Connection::open(self.file()).unwrap().query_row(sql, [], |row| row.get(0)).unwrap()
+    }
+}
+
+impl Running {
+    async fn stop(self) {
+        self.stop.send(true).unwrap();
+        timeout(PATIENCE, self.service).await.expect("it does not end").unwrap().unwrap();
+    }
+
+    async fn kill(self) {
+        self.service.abort();
+        assert!(self.service.await.unwrap_err().is_cancelled());
+    }
+}
+
+const YES: (Ballot, Option<String>) = (Ballot::Yes, None);
+
+fn no(code: &str) -> (Ballot, Option<String>) {
+    (Ballot::No, Some(code.to_string()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn prepares_are_voted_and_decisions_are_acknowledged() {
+    let mut world = World::new();
+    let running = world.start().await;
+    let (one, two, three) = (world.prepare(0, 0, "a"), world.prepare(1, 0, "b"), world.prepare(2, 0, "a"));
+    world.ask(&one);
+    let (vote, trace) = world.vote().await;
+    assert_eq!((vote.txid, vote.vote), (one.txid, Ballot::Yes));
+    assert!(trace.unwrap().starts_with("00-0af7"), "the prepare's traceparent is the vote's");
+    world.ask(&two);
+    assert_eq!(world.ballot(&two).await, YES);
+    world.ask(&three);
+    assert_eq!(world.ballot(&three).await, no("in_progress"));
+    assert_eq!(world.number("select count(*) from item where done"), 0);
+    world.until_acknowledged(PREPARES, 0, 1).await;
+
+    world.decide(&one, Verdict::Commit);
+    world.decide(&two, Verdict::Abort);
+    world.decide(&three, Verdict::Abort);
+    let not_ours = Decision {
+        participants: vec!["somebody".parse().unwrap()],
+        ..Decision::clone(&decision(&world.prepare(0, 1, "c"), Verdict::Commit))
+    };
+    world.append(DECISIONS, not_ours.txid, &not_ours);
+    world.append_raw(DECISIONS, 0, &world.txid(0, 2).to_string(), None);
+    let acknowledged = world.until_acknowledged(DECISIONS, 0, 3).await;
+    assert_eq!(acknowledged.metadata, running.ledger);
+    assert_eq!(world.until_acknowledged(DECISIONS, 1, 1).await.metadata, running.ledger);
+    world.until_acknowledged(DECISIONS, 2, 1).await;
+    assert_eq!(world.number("select count(*) from item"), 1);
+    assert_eq!(world.number("select count(*) from item where done and id = 'a'"), 1);
+    running.stop().await;
+
+    // Copies, after a restart: answered as before, and no row changes.
+    let running = world.start().await;
+    world.ask(&one);
+    assert_eq!(world.ballot(&one).await, YES);
+    world.decide(&one, Verdict::Commit);
+    world.until_acknowledged(DECISIONS, 0, 4).await;
+    let again = world.prepare(0, 9, "a");
+    world.ask(&again);
+    let (vote, _) = world.vote().await;
+    assert_eq!((vote.code.unwrap().as_str(), vote.duplicate_of), ("duplicate", Some(one.txid)));
+    assert_eq!(world.number("select count(*) from item"), 1);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_cut_off_is_done_again() {
+    let mut world = World::new();
+    let running = world.start().await;
+    let branch = world.prepare(0, 0, "a");
+    world.ask(&branch);
+    assert_eq!(world.ballot(&branch).await, YES);
+    running.kill().await;
+    world.decide(&branch, Verdict::Commit);
+    let running = world.start().await;
+    world.until_acknowledged(DECISIONS, 0, 1).await;
+    assert_eq!(world.number("select count(*) from item where done"), 1);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_participant_that_comes_back_late_notes_aborts_and_touches_nothing() {
+    let mut world = World::new();
+    let late: Vec<Prepare> = (0..5).map(|n| world.prepare(0, n, &format!("late-{n}"))).collect();
+    for prepare in &late {
+        world.ask(prepare);
+        world.decide(prepare, Verdict::Abort);
+    }
+    let running = world.start().await;
+    for prepare in &late {
+        assert_eq!(world.ballot(prepare).await, no("aborted"), "decisions are read before prepares");
+    }
+    world.until_acknowledged(DECISIONS, 0, 5).await;
+    assert_eq!(world.number("select count(*) from suture_ledger where state = 'aborted'"), 5);
+    assert_eq!(world.number("select count(*) from item"), 0);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_prepares_are_passed_or_refused() {
+    let mut world = World::new();
+    let running = world.start().await;
+    let sound = world.prepare(0, 50, "sound");
+    let key = sound.txid.to_string();
+    for broken in [&b""[..], b"{", b"\xff\xfe", &b"[".repeat(900_000), &encode(&*decision(&sound, Verdict::Commit))] {
+        world.append_raw(PREPARES, 0, &key, Some(broken));
+    }
+    world.append_raw(PREPARES, 0, &key, None);
+    world.append_raw(PREPARES, 0, "another-key", Some(&encode(&sound)));
+    world.append_raw(PREPARES, 0, &key, Some(&encode(&world.prepare(1, 50, "wrong-partition"))));
+    let mut foreign = world.prepare(0, 51, "foreign");
+    foreign.txid = txid(51);
+    foreign.txid.shard.0 = 0;
+    world.ask(&foreign);
+    let mut unusable = world.prepare(0, 52, "x");
+    unusable.payload = RawValue::from_string("[]".to_string()).unwrap();
+    world.ask(&unusable);
+    assert_eq!(world.ballot(&unusable).await, no("unreadable"));
+    world.ask(&sound);
+    assert_eq!(world.ballot(&sound).await, YES);
+    world.until_acknowledged(PREPARES, 0, 11).await;
+    assert_eq!(world.number("select count(*) from item"), 1);
+    running.stop().await;
+}
+
+/// Each of these stops shard 0 in front of it, and shard 1 goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_must_not_be_skipped_stops_its_shard_only() {
+    let stops: [fn(&World, &Prepare); 6] = [
+        |world, sound| world.append_raw(DECISIONS, 0, &sound.txid.to_string(), Some(b"{")),
+        |world, sound| {
+            let newer =
+                String::from_utf8(encode(&*decision(sound, Verdict::Commit))).unwrap().replace("\"v\":1", "\"v\":2");
+            world.append_raw(DECISIONS, 0, &sound.txid.to_string(), Some(newer.as_bytes()));
+        },
+        |world, sound| {
+            let newer = String::from_utf8(encode(sound)).unwrap().replace("\"v\":1", "\"v\":2");
+            world.append_raw(PREPARES, 0, &sound.txid.to_string(), Some(newer.as_bytes()));
+        },
+        |world, _| {
+            let elsewhere = decision(&world.prepare(1, 7, "elsewhere"), Verdict::Abort);
+            world.append_raw(DECISIONS, 0, &elsewhere.txid.to_string(), Some(&encode(&*elsewhere)));
+        },
+        // LOST: a commit that nobody here agreed to.
+        |world, _| world.decide(&world.prepare(0, 8, "unknown"), Verdict::Commit),
+        // The same txid about something else.
+        |world, sound| {
+            let other = Decision { hash: hash("other"), ..Decision::clone(&decision(sound, Verdict::Commit)) };
+            world.append(DECISIONS, other.txid, &other);
+        },
+    ];
+    for stop in stops {
+        let mut world = World::new();
+        let running = world.start().await;
+        let (sound, neighbour) = (world.prepare(0, 0, "a"), world.prepare(1, 0, "b"));
+        world.ask(&sound);
+        assert_eq!(world.ballot(&sound).await, YES);
+        world.until_acknowledged(PREPARES, 0, 1).await;
+        stop(&world, &sound);
+        world.decide(&sound, Verdict::Commit);
+
+        world.ask(&neighbour);
+        assert_eq!(world.ballot(&neighbour).await, YES);
+        world.decide(&neighbour, Verdict::Commit);
+        world.until_acknowledged(DECISIONS, 1, 1).await;
+        assert_eq!(world.number("select count(*) from item where done and id = 'b'"), 1);
+        running.stop().await;
+        let committed = GroupOffsets::new(&world.kafka).committed(GROUP, &[(DECISIONS, 0)]).unwrap().remove(0);
+        assert!(committed.unwrap().offset <= 1, "nothing is acknowledged past what stopped the shard");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_instances_share_the_shards() {
+    let mut world = World::new();
+    let first = world.start().await;
+    let branch = world.prepare(0, 0, "a");
+    world.ask(&branch);
+    assert_eq!(world.ballot(&branch).await, YES);
+    let second = world.start().await;
+    let branches: Vec<Prepare> = (0..30).map(|n| world.prepare((n % 3) as u16, n + 1, &format!("i{n}"))).collect();
+    for (n, branch) in branches.iter().enumerate() {
+        if n == 10 {
+            // The other one takes over while there is work.
+            first.stop.send(true).unwrap();
+        }
+        world.ask(branch);
+    }
+    let mut yes = std::collections::BTreeSet::new();
+    while yes.len() < branches.len() {
+        let (vote, _) = world.vote().await;
+        assert_eq!(vote.vote, Ballot::Yes);
+        if vote.txid != branch.txid {
+            yes.insert(vote.txid);
+        }
+    }
+    timeout(PATIENCE, first.service).await.unwrap().unwrap().unwrap();
+    for branch in branches.iter().chain([&branch]) {
+        world.decide(branch, Verdict::Commit);
+    }
+    world.until_acknowledged(DECISIONS, 0, 11).await;
+    world.until_acknowledged(DECISIONS, 1, 10).await;
+    world.until_acknowledged(DECISIONS, 2, 10).await;
+    assert_eq!(world.number("select count(*) from item where done"), 31);
+    second.stop().await;
+}
+
+/// The embedded broker forgets everything at its end; what was in doubt then can never be decided.
+#[tokio::test(flavor = "multi_thread")]
+async fn branches_in_doubt_of_another_log_are_refused() {
+    let mut world = World::new();
+    let running = world.start().await;
+    let branch = world.prepare(0, 0, "a");
+    world.ask(&branch);
+    assert_eq!(world.ballot(&branch).await, YES);
+    running.kill().await;
+    let World { folder, .. } = world;
+    let world = World { folder, ..World::new() };
+    let running = world.start().await;
+    match timeout(PATIENCE, running.service).await.unwrap().unwrap() {
+        Err(ServiceError::ForeignInDoubt { txids }) => assert_eq!(txids, [branch.txid]),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_topics_are_named() {
+    let world = World::new();
+    let mut other = world.kafka.clone();
+    other.prefix = "other".parse().unwrap();
+    let resource = Arc::new(world.resource().await);
+    let (_stop, stopped) = watch::channel(false);
+    let ended = service::run(&other, &"bank".parse().unwrap(), resource, stopped).await.unwrap_err();
+    assert_eq!(ended.to_string(), "topic other.requests does not exist: run `suture topics apply`");
+}
