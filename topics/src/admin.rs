@@ -3,7 +3,7 @@
 //! Nothing that exists is ever altered or deleted, and nothing is created while anything is wrong: a half-right set of
 //! topics would only invite the first start. All calls block, each for some milliseconds to seconds.
 //!
-//! Left out: the embedded broker (it has no admin; it creates its topics itself), ACLs, upstream topics.
+//! Left out: the embedded broker (it has no admin; it creates its topics itself), ACLs, and upstream topics but for [`create_upstream`].
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -100,7 +100,7 @@ fn describe(wanted: Wanted<'_>, names: &[String]) -> Result<BTreeMap<String, BTr
         return Ok(BTreeMap::new());
     }
     let doing = "asking for the topics' settings";
-    let admin = client(wanted)?;
+    let admin = client(wanted.settings)?;
     let specifiers: Vec<ResourceSpecifier<'_>> = names.iter().map(|name| ResourceSpecifier::Topic(name)).collect();
     let described = on_own_thread(|| admin.describe_configs(&specifiers, &options()))?
         .map_err(|error| KafkaFailure::of(doing, &error))?;
@@ -118,7 +118,7 @@ fn describe(wanted: Wanted<'_>, names: &[String]) -> Result<BTreeMap<String, BTr
 }
 
 fn create(wanted: Wanted<'_>, replicas: u16, missing: &[Topic]) -> Result<(), KafkaFailure> {
-    let admin = client(wanted)?;
+    let admin = client(wanted.settings)?;
     let names: Vec<String> = missing.iter().map(|topic| topic.name(&wanted.settings.prefix)).collect();
     let settings: Vec<_> = missing.iter().map(|topic| topic.settings(i32::from(replicas))).collect();
     let mut topics = Vec::new();
@@ -142,8 +142,7 @@ fn create(wanted: Wanted<'_>, replicas: u16, missing: &[Topic]) -> Result<(), Ka
 /// Creates an upstream topic, where nobody else has: for demonstrations and tests. The broker's defaults hold.
 pub fn create_upstream(settings: &KafkaSettings, name: &str, partitions: u16) -> Result<(), KafkaFailure> {
     let probe = Probe::start(settings)?;
-    let admin: AdminClient<Quiet> = AdminClient::from_config_and_context(&settings.admin()?, Quiet)
-        .map_err(|error| KafkaFailure::of("starting the admin client", &error))?;
+    let admin = client(settings)?;
     let topic = NewTopic::new(name, i32::from(partitions), TopicReplication::Fixed(-1));
     let results = on_own_thread(|| admin.create_topics([&topic], &options()))?
         .map_err(|error| KafkaFailure::of("creating topics", &error))?;
@@ -162,8 +161,8 @@ pub fn create_upstream(settings: &KafkaSettings, name: &str, partitions: u16) ->
     Err(KafkaFailure::Again(format!("creating topic {name}: it does not appear on the brokers")))
 }
 
-fn client(wanted: Wanted<'_>) -> Result<AdminClient<Quiet>, KafkaFailure> {
-    AdminClient::from_config_and_context(&wanted.settings.admin()?, Quiet)
+fn client(settings: &KafkaSettings) -> Result<AdminClient<Quiet>, KafkaFailure> {
+    AdminClient::from_config_and_context(&settings.admin()?, Quiet)
         .map_err(|error| KafkaFailure::of("starting the admin client", &error))
 }
 
