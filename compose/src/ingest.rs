@@ -47,6 +47,13 @@ struct ExplainArgs {
     config: Option<PathBuf>,
 }
 
+impl IngestArgs {
+    /// Whether this is no service.
+    pub fn only_prints(&self) -> bool {
+        self.command.is_some()
+    }
+}
+
 /// Runs the service, or explains.
 pub fn run(args: IngestArgs, format: logging::Format) -> anyhow::Result<ExitCode> {
     if let Some(IngestCommand::Explain(args)) = args.command {
@@ -55,6 +62,7 @@ pub fn run(args: IngestArgs, format: logging::Format) -> anyhow::Result<ExitCode
     let settings = Settings::load(&args.config.config)?;
     let (rules, keys) = (settings.rules()?, settings.keys()?);
     logging::start(format, "info");
+    services::wait_for_brokers(&settings.kafka)?;
     services::block_on(async {
         let shutdown = services::signalled()?;
         suture_coordinator::ingest::run(settings.kafka, Arc::new(rules), keys, Arc::default(), shutdown).await?;

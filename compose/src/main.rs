@@ -59,6 +59,14 @@ struct ConfigArg {
 
 fn main() -> ExitCode {
     let Cli { log_format, command } = Cli::parse();
+    let only_prints = match &command {
+        Command::Topics(_) | Command::Tx(_) => true,
+        Command::Ingest(args) => args.only_prints(),
+        _ => false,
+    };
+    if only_prints {
+        end_quietly_on_a_closed_pipe();
+    }
     let ended = match command {
         Command::Demo(args) => demo::run(args, log_format),
         Command::Coordinator(args) => services::coordinator(&args, log_format),
@@ -76,4 +84,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// `suture tx show .. | head` must end like any other tool. Rust ignores SIGPIPE, and its `println!` panics instead.
+fn end_quietly_on_a_closed_pipe() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: it installs no handler of ours, and no thread runs yet.
+    let set = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
+    debug_assert!(set.is_ok());
 }

@@ -2,16 +2,22 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use suture_participants::config::ParticipantConfig;
 use suture_participants::opened::OpenedResource;
+use suture_topics::failure::KafkaFailure;
+use suture_topics::probe::Probe;
 use suture_topics::settings::KafkaSettings;
 use tokio::sync::watch;
 
 use crate::ConfigArg;
 use crate::logging;
 use crate::settings::Settings;
+
+/// How long between two looks for a broker.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
 /// Arguments of a service.
 #[derive(clap::Args)]
@@ -36,8 +42,9 @@ pub struct ParticipantArgs {
 pub fn coordinator(args: &ServiceArgs, format: logging::Format) -> anyhow::Result<ExitCode> {
     let settings = Settings::load(&args.config.config)?;
     logging::start(format, "info");
+    let participants = settings.participant_names()?;
     // A participant without topics is no reason to stop: its transactions abort, and say so.
-    crate::topics::refuse_unsafe(&settings.kafka, &settings.participant_names()?)?;
+    until_answered(&settings.kafka, || crate::topics::refuse_unsafe(&settings.kafka, &participants))?;
     block_on(async {
         let shutdown = signalled()?;
         suture_coordinator::service::run(settings.kafka, settings.coordinator, shutdown).await?;
@@ -56,6 +63,28 @@ pub fn participant(args: &ParticipantArgs, format: logging::Format) -> anyhow::R
         run_participant(settings.kafka, participant, fingerprint, args.create_tables, shutdown).await?;
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// Asks until the brokers answer: a service may be started before they are. Ends at once with what cannot pass by itself.
+pub fn wait_for_brokers(kafka: &KafkaSettings) -> anyhow::Result<()> {
+    let probe = Probe::start(kafka)?;
+    until_answered(kafka, || Ok(probe.brokers()?))?;
+    Ok(())
+}
+
+/// Asks Kafka until it answers, and says once that it does not.
+fn until_answered<T>(kafka: &KafkaSettings, mut ask: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let mut is_away = false;
+    loop {
+        let failure = match ask() {
+            Err(failure) if matches!(failure.downcast_ref(), Some(KafkaFailure::Again(_))) => failure,
+            answer => return answer,
+        };
+        if !std::mem::replace(&mut is_away, true) {
+            tracing::warn!(bootstrap = kafka.bootstrap, %failure, "Kafka does not answer; asking until it does");
+        }
+        std::thread::sleep(BETWEEN_LOOKS);
+    }
 }
 
 /// Opens the participant's database and serves it.

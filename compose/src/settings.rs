@@ -104,6 +104,9 @@ impl Settings {
             read.with_context(|| format!("{}: correct this, or the SUTURE__... variable", file.display()))?;
         settings.file = file.to_path_buf();
         settings.kafka.check().with_context(|| file.display().to_string())?;
+        if settings.coordinator.window == 0 {
+            bail!("{}: coordinator.window is 0, and nothing would ever be read; give at least 1", file.display());
+        }
         Ok(settings)
     }
 

@@ -1,13 +1,16 @@
 //! `suture topics plan | apply | check`.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
 use suture_contract::ids::Participant;
+use suture_contract::topic_map::Topic;
 use suture_topics::admin;
 use suture_topics::failure::KafkaFailure;
 use suture_topics::plan::{Finding, Severity, Wanted, is_safe};
+use suture_topics::probe::Probe;
 use suture_topics::settings::KafkaSettings;
 
 use crate::ConfigArg;
@@ -68,10 +71,18 @@ pub fn run(args: &TopicsArgs) -> anyhow::Result<ExitCode> {
     Ok(if worst <= tolerated { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Refuses to serve on topics that would break safety; what is merely missing is the service's own error.
+/// Refuses to serve on topics that would break safety; what is merely missing is the service's own error. Participants that
+/// have a votes topic are served, so theirs are looked at beside those that the configuration names.
 pub fn refuse_unsafe(settings: &KafkaSettings, participants: &[Participant]) -> anyhow::Result<()> {
+    let mut served: BTreeSet<Participant> = participants.iter().cloned().collect();
+    for name in Probe::start(settings)?.topics()?.keys() {
+        if let Some(Topic::Votes(participant)) = Topic::parse(name, &settings.prefix) {
+            served.insert(participant);
+        }
+    }
+    let participants: Vec<Participant> = served.into_iter().collect();
     // One copy of each record is the operator's choice, made when the topics were applied.
-    let findings = admin::plan(Wanted { settings, participants, allow_single_broker: true })?;
+    let findings = admin::plan(Wanted { settings, participants: &participants, allow_single_broker: true })?;
     let wrong: Vec<_> = findings.iter().filter(|finding| finding.severity == Severity::Wrong).collect();
     if wrong.is_empty() {
         return Ok(());

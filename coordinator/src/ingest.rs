@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use suture_contract::codec::{Message, encode};
-use suture_contract::ids::Origin;
+use suture_contract::ids::{LogLetters, Origin};
 use suture_contract::messages::{Rejection, Request};
 use suture_contract::partitioner::shard_of;
 use suture_contract::topic_map::{Topic, ingest_group};
@@ -33,7 +33,7 @@ use suture_topics::record::Record;
 use suture_topics::settings::KafkaSettings;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::clock;
 use crate::under_way::UnderWay;
@@ -62,14 +62,14 @@ pub enum IngestFailure {
         /// What to do.
         remedy: &'static str,
     },
-    /// The broker refuses a rejection, the last thing that can be said of an event.
-    #[error("the broker refuses the rejection of {origin}: {reason}; check ingest's right to write {topic}")]
-    RejectionRefused {
-        /// Which event.
+    /// Nothing can be written to a topic, or not even a rejection, the last thing that can be said of an event.
+    #[error("{topic} takes nothing for {origin}: {reason}; check that the topic is there and ingest may write to it")]
+    Denied {
+        /// Which event was to be answered.
         origin: Origin,
         /// What the broker says.
         reason: String,
-        /// The topic of rejections.
+        /// The topic.
         topic: String,
     },
     /// A client thread went away.
@@ -85,6 +85,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 const TICK: Duration = Duration::from_millis(100);
 /// How often the summary line is logged.
 const SUMMARY: Duration = Duration::from_secs(60);
+/// How often an end below the committed offset is looked at again, and the pause between two such looks.
+const LOOKS: u32 = 6;
+const LOOK_PAUSE: Duration = Duration::from_millis(500);
 /// How long a shutdown waits.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -104,7 +107,7 @@ pub async fn run(
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut reports = Vec::new();
     loop {
-        let room = ingest.under_way.len() < MAX_UNDER_WAY;
+        let room = ingest.under_way.len() + ingest.retries.len() < MAX_UNDER_WAY;
         tokio::select! {
             count = ingest.deliveries.recv_many(&mut reports, 4_096) => {
                 if count == 0 { return Err(IngestFailure::ClientGone) }
@@ -115,7 +118,7 @@ pub async fn run(
             Some((topic, partition, start)) = ingest.starts.recv() => ingest.on_start(topic, partition, start)?,
             answer = answered(&mut ingest.committing) => {
                 ingest.committing = None;
-                if let Err(failure) = answer { warn!(%failure, "offsets were not committed; the next commit says the same") }
+                if let Err(failure) = answer { ingest.on_uncommitted(&failure) }
             }
             _ = tick.tick() => ingest.on_tick(),
             _ = shutdown.wait_for(|stop| *stop) => break,
@@ -131,11 +134,20 @@ async fn answered(committing: &mut Option<Committing>) -> Result<(), CommitError
     }
 }
 
-/// Where reading of a partition starts: (offset, whether events below it are gone).
-type Start = Result<(u64, bool), KafkaFailure>;
+/// Where reading of a partition starts.
+struct Beginning {
+    offset: u64,
+    /// Of the topic that there is now; they stand beside each committed offset.
+    letters: LogLetters,
+    /// What happened to the events before it, if it is worth an error.
+    remark: Option<&'static str>,
+}
+
+type Start = Result<Beginning, KafkaFailure>;
 
 /// One upstream partition.
 struct Partition {
+    letters: LogLetters,
     next: u64,
     /// The reader has begun at the offset it was told; records until then are older ones.
     positioned: bool,
@@ -177,6 +189,8 @@ struct Ingest {
     retries: VecDeque<(Instant, Append)>,
     committing: Option<Committing>,
     last_summary: Instant,
+    /// Since the last summary.
+    failed_appends: u64,
 }
 
 impl Ingest {
@@ -193,13 +207,15 @@ impl Ingest {
         let upstream: Vec<String> = rules.topics().into_iter().map(str::to_string).collect();
         let started = tokio::task::spawn_blocking(move || -> Result<_, IngestFailure> {
             let probe = Probe::start(&kafka)?;
-            let topics = probe.topics()?;
+            let own = [Topic::Requests, Topic::Rejected].map(|topic| topic.name(&kafka.prefix));
+            let needed: Vec<&str> = upstream.iter().chain(&own).map(String::as_str).collect();
+            let topics = probe.topics_with(&needed)?;
             let missing = |name: &String| !topics.contains_key(name);
             if let Some(topic) = upstream.iter().find(|name| missing(name)).cloned() {
-                let remedy = "it is an upstream topic that a rule reads; create it, or correct `upstream` in the rules";
+                let remedy = "it is an upstream topic that a rule reads; create it (kafka-topics.sh --create), or correct `topics` in the rules";
                 return Err(IngestFailure::MissingTopic { topic, remedy });
             }
-            for topic in [Topic::Requests, Topic::Rejected].map(|topic| topic.name(&kafka.prefix)) {
+            for topic in own {
                 if missing(&topic) {
                     let remedy = "create the topics with `suture topics apply`";
                     return Err(IngestFailure::MissingTopic { topic, remedy });
@@ -237,6 +253,7 @@ impl Ingest {
             retries: VecDeque::new(),
             committing: None,
             last_summary: clock::now(),
+            failed_appends: 0,
         })
     }
 
@@ -271,18 +288,14 @@ impl Ingest {
             return Ok(());
         }
         match start {
-            Ok((offset, lost)) => {
-                if lost {
-                    error!(
-                        topic,
-                        partition,
-                        offset,
-                        "events left the upstream topic before they were read: they are lost to Suture"
-                    );
+            Ok(Beginning { offset, letters, remark }) => {
+                if let Some(remark) = remark {
+                    error!(topic, partition, offset, "{remark}");
                 }
                 self.reader.seek(&topic, partition, offset);
-                let begun = Partition { next: offset, positioned: false, pending: BTreeSet::new(), committed: None };
-                self.partitions.insert((topic, partition), begun);
+                let (positioned, pending, committed) = (false, BTreeSet::new(), None);
+                self.partitions
+                    .insert((topic, partition), Partition { letters, next: offset, positioned, pending, committed });
             }
             Err(failure) if failure.is_fatal() => return Err(failure.into()),
             Err(failure) => {
@@ -302,8 +315,10 @@ impl Ingest {
                 }
             }
             ReaderEvent::OutOfRange { topic, partition } => {
-                self.partitions.remove(&(topic.to_string(), partition));
-                self.look_up_start(topic.to_string(), partition);
+                // Of a partition that went to another member since, it is old news.
+                if self.partitions.remove(&(topic.to_string(), partition)).is_some() {
+                    self.look_up_start(topic.to_string(), partition);
+                }
             }
             ReaderEvent::Failed(failure) if failure.is_fatal() => return Err(failure.into()),
             ReaderEvent::Failed(failure) => warn!(%failure, "reading"),
@@ -352,7 +367,10 @@ impl Ingest {
         match report.result {
             Ok(_) => self.done(&append),
             Err(Failure::Again(reason)) => {
-                warn!(origin = %append.origin, reason, "an append failed and is sent again");
+                self.failed_appends += 1;
+                if self.failed_appends == 1 {
+                    warn!(origin = %append.origin, reason, "an append failed and is sent again; the summary counts more");
+                }
                 self.retries.push_back((clock::now() + RETRY_PAUSE, append));
             }
             Err(Failure::Refused(reason)) if append.topic == Topic::Requests => {
@@ -362,9 +380,9 @@ impl Ingest {
                 let append = self.rejection(rejection, append.traceparent);
                 self.send(append);
             }
-            Err(Failure::Refused(reason)) => {
+            Err(Failure::Refused(reason) | Failure::Denied(reason)) => {
                 let topic = append.topic.name(&self.kafka.prefix);
-                return Err(IngestFailure::RejectionRefused { origin: append.origin, reason, topic });
+                return Err(IngestFailure::Denied { origin: append.origin, reason, topic });
             }
             Err(Failure::Fatal(reason)) => return Err(KafkaFailure::Fatal(reason).into()),
         }
@@ -438,6 +456,9 @@ impl Ingest {
         let (member, probe, post) = (Arc::clone(&self.membership), Arc::clone(&self.probe), self.post_start.clone());
         tokio::task::spawn_blocking(move || {
             let start = start_of(&member, &probe, &topic, partition);
+            if start.is_err() {
+                std::thread::sleep(RETRY_PAUSE);
+            }
             // The receiver goes away only with the whole service.
             let _ = post.send((topic, partition, start));
         });
@@ -449,7 +470,7 @@ impl Ingest {
             let done = partition.pending.first().copied().unwrap_or(partition.next);
             if partition.committed != Some(done) {
                 partition.committed = Some(done);
-                let (topic, metadata) = (topic.clone(), String::new());
+                let (topic, metadata) = (topic.clone(), partition.letters.to_string());
                 commits.push(Commit { topic, partition: *number, offset: done, metadata });
             }
         }
@@ -458,21 +479,35 @@ impl Ingest {
         }
     }
 
+    /// What passes is committed again with the next tick, so that the group's lag does not stay behind.
+    fn on_uncommitted(&mut self, failure: &CommitError) {
+        match failure {
+            CommitError::NotMember(reason) => debug!(reason, "offsets were not committed"),
+            CommitError::Again(_) | CommitError::Refused(_) => warn!(%failure, "offsets were not committed"),
+        }
+        if !matches!(failure, CommitError::Refused(_)) {
+            self.partitions.values_mut().for_each(|partition| partition.committed = None);
+        }
+    }
+
     // Summary and end.
 
-    fn summarise(&self) {
+    fn summarise(&mut self) {
+        let failed_appends = std::mem::take(&mut self.failed_appends);
         let counts = Arc::clone(&self.counts);
         let read: Vec<_> = self.partitions.iter().map(|(key, partition)| (key.clone(), partition.next)).collect();
         let (probe, under_way) = (Arc::clone(&self.probe), self.under_way.len());
         tokio::task::spawn_blocking(move || {
             let behind = |((topic, partition), next): &((String, i32), u64)| {
-                probe.watermarks(topic, *partition).map_or(0, |(_, end)| end.saturating_sub(*next))
+                probe.watermarks(topic, *partition).ok().map(|(_, end)| end.saturating_sub(*next))
             };
-            let lag: u64 = read.iter().map(behind).sum();
+            // Without an answer for one partition the others are not asked: each would take its time, and hold up a shutdown.
+            let lag: Option<u64> = read.iter().map(behind).sum();
             info!(
                 partitions = read.len(),
                 lag,
                 under_way,
+                failed_appends,
                 read = counts.read.load(Ordering::Relaxed),
                 requested = counts.requested.load(Ordering::Relaxed),
                 rejected = counts.rejected.load(Ordering::Relaxed),
@@ -517,13 +552,29 @@ fn origin(record: &Record) -> Origin {
     Origin { topic: record.topic.to_string(), partition: record.partition, offset: record.offset as i64 }
 }
 
-/// The committed offset, else the log's start: what is there was never read.
+/// The committed offset, else the log's start: what is there was never read. So it is in a topic that was deleted and created
+/// again; without letters (an operator's tool writes none) that shows only by an offset past the end.
 fn start_of(member: &Membership, probe: &Probe, topic: &str, partition: i32) -> Start {
-    let committed = member.committed(&[(topic, partition)])?.into_iter().next().flatten();
-    let (start, end) = probe.watermarks(topic, partition)?;
-    Ok(match committed {
-        Some(committed) if committed.offset < start => (start, true),
-        Some(committed) => (committed.offset.min(end), false),
-        None => (start, false),
-    })
+    let letters = probe.letters(topic)?;
+    let Some(committed) = member.committed(&[(topic, partition)])?.into_iter().next().flatten() else {
+        return Ok(Beginning { offset: probe.watermarks(topic, partition)?.0, letters, remark: None });
+    };
+    let is_foreign = !committed.metadata.is_empty() && committed.metadata != letters.as_str();
+    let (mut start, mut end) = probe.watermarks(topic, partition)?;
+    for _ in 0..LOOKS {
+        if is_foreign || committed.offset <= end {
+            break;
+        }
+        // A leader that was cut off shows an old end.
+        std::thread::sleep(LOOK_PAUSE);
+        (start, end) = probe.watermarks(topic, partition)?;
+    }
+    let (offset, remark) = if is_foreign || committed.offset > end {
+        (start, Some("the upstream topic was created again since it was read, and is read from its start"))
+    } else if committed.offset < start {
+        (start, Some("events left the upstream topic before they were read: they are lost to Suture"))
+    } else {
+        (committed.offset, None)
+    };
+    Ok(Beginning { offset, letters, remark })
 }

@@ -31,16 +31,16 @@ use suture_coordinator_core::shard::{self, Alarm, Append, Limits, Raw, Shard, St
 use suture_topics::failure::KafkaFailure;
 use suture_topics::membership::{Commit, CommitError, Committing, MemberEvent, Membership};
 use suture_topics::outbox::{Delivery, Failure, Outbox};
-use suture_topics::probe::{Probe, TopicInfo};
+use suture_topics::probe::Probe;
 use suture_topics::reader::{Reader, ReaderEvent};
 use suture_topics::record::Record;
 use suture_topics::settings::KafkaSettings;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::clock;
-use crate::takeover::{Start, TakeOver, TakeOverFailure};
+use crate::takeover::{Start, TakeOver, TakeOverFailure, is_served, look_up_ids};
 use crate::under_way::UnderWay;
 
 /// How the coordinator runs, beside Kafka.
@@ -120,7 +120,10 @@ pub async fn run(
     settings: CoordinatorSettings,
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), CoordinatorFailure> {
-    let mut service = Service::start(kafka, settings).await?;
+    let mut service = tokio::select! {
+        started = Service::start(kafka, settings) => started?,
+        _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
+    };
     let mut reports = Vec::new();
     let mut tick = tokio::time::interval(Duration::from_millis(service.settings.commit_interval_ms.clamp(1, 1_000)));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -136,8 +139,7 @@ pub async fn run(
             Some(looked_up) = service.look_ups.recv() => service.on_look_up(looked_up)?,
             answer = answered(&mut service.committing) => {
                 service.committing = None;
-                // Harmless: whoever owns the shard now commits its own, and an older record costs only reading.
-                if let Err(failure) = answer { warn!(%failure, "positions were not committed") }
+                if let Err(failure) = answer { service.on_uncommitted(&failure) }
             }
             _ = tick.tick() => service.on_tick()?,
             () = tokio::time::sleep_until(deadline) => {}
@@ -178,8 +180,9 @@ struct Tenure {
     phase: Phase,
     /// The ends that are still to be reached.
     behind: BTreeMap<Topic, u64>,
-    /// Logs that the reader was told to read from an offset and has not begun to: records until then are older ones.
-    awaited: BTreeMap<Topic, u64>,
+    /// Logs that are not read for this tenure yet, and from where they will be (`None`: not asked for yet). Records of theirs
+    /// that come all the same were read for an earlier tenure: one that counted would hide those before it.
+    awaited: BTreeMap<Topic, Option<u64>>,
     committed: Option<(Positions, Instant)>,
     requests_paused: bool,
     dirty: bool,
@@ -226,6 +229,10 @@ struct Service {
     last_loop: Instant,
     last_summary: Instant,
     void_votes: BTreeMap<VoidVote, u64>,
+    /// Since the last summary.
+    failed_appends: u64,
+    /// Counts rounds of steps.
+    rounds: usize,
 }
 
 impl Service {
@@ -234,9 +241,9 @@ impl Service {
         let (post_reader, reader_events) = mpsc::channel(64);
         let (post_member, member_events) = mpsc::channel(64);
         let (post_look_up, look_ups) = mpsc::unbounded_channel();
+        let probe = Arc::new(Probe::start(&kafka)?);
+        let known = Known::look_up_until_answered(&kafka, &probe).await?;
         let started = tokio::task::spawn_blocking(move || -> Result<_, CoordinatorFailure> {
-            let probe = Probe::start(&kafka)?;
-            let known = Known::look_up(&kafka, &probe)?;
             let group = coordinator_group(&kafka.prefix);
             let outbox = Outbox::start(&kafka, "coordinator", move |delivery| {
                 // The receiver goes away only with the whole service.
@@ -245,10 +252,9 @@ impl Service {
             let reader = Reader::start(&kafka, &group, post_reader)?;
             let requests = Topic::Requests.name(&kafka.prefix);
             let membership = Membership::start(&kafka, &group, &[requests], post_member)?;
-            Ok((kafka, probe, known, outbox, reader, membership))
+            Ok((kafka, outbox, reader, membership))
         });
-        let (kafka, probe, known, outbox, reader, membership) =
-            started.await.map_err(|_| CoordinatorFailure::ClientGone)??;
+        let (kafka, outbox, reader, membership) = started.await.map_err(|_| CoordinatorFailure::ClientGone)??;
         info!(
             prefix = %kafka.prefix, bootstrap = %kafka.bootstrap, log = %known.letters,
             participants = known.ids.votes.len(), "coordinator started"
@@ -263,7 +269,7 @@ impl Service {
             outbox,
             reader,
             membership: Arc::new(membership),
-            probe: Arc::new(probe),
+            probe,
             deliveries,
             reader_events,
             member_events,
@@ -282,6 +288,8 @@ impl Service {
             last_loop: now,
             last_summary: now,
             void_votes: BTreeMap::new(),
+            failed_appends: 0,
+            rounds: 0,
         })
     }
 
@@ -324,13 +332,15 @@ impl Service {
             ReaderEvent::Positioned { topic, partition, offset } => {
                 let tenure = ShardId::of_partition(partition).and_then(|id| self.tenures.get_mut(&id));
                 if let (Some(tenure), Some(topic)) = (tenure, self.names.get(&topic))
-                    && tenure.awaited.get(topic) == Some(&offset)
+                    && tenure.awaited.get(topic) == Some(&Some(offset))
                 {
                     tenure.awaited.remove(topic);
                 }
             }
             ReaderEvent::OutOfRange { topic, partition } => {
-                let Some(id) = ShardId::of_partition(partition) else { return Ok(()) };
+                // Of a shard that was put away since, or has stopped, it is old news.
+                let id = ShardId::of_partition(partition).filter(|id| self.tenures.contains_key(id));
+                let Some(id) = id else { return Ok(()) };
                 warn!(topic = %topic, shard = %id, "reading fell below the log's start: the shard is taken anew");
                 self.put_away(id);
                 self.take(id);
@@ -349,7 +359,8 @@ impl Service {
         }
         let raw = Raw {
             offset: record.offset,
-            timestamp_ms: record.timestamp_ms.unwrap_or(0),
+            // Without a time it is never called old.
+            timestamp_ms: record.timestamp_ms.unwrap_or(i64::MAX),
             key: record.key.as_deref(),
             value: record.value.as_deref(),
             traceparent: record.traceparent.as_deref(),
@@ -376,11 +387,14 @@ impl Service {
         let delivery = match report.result {
             Ok(_) => shard::Delivery::Acknowledged,
             Err(Failure::Again(reason)) => {
-                warn!(shard = %id, append = ?what, reason, "an append failed and is sent again");
+                self.failed_appends += 1;
+                if self.failed_appends == 1 {
+                    warn!(shard = %id, append = ?what, reason, "an append failed and is sent again; the summary counts more");
+                }
                 self.retries.push_back((clock::now() + RETRY_PAUSE, id, what));
                 return Ok(());
             }
-            Err(Failure::Refused(reason)) => {
+            Err(Failure::Refused(reason) | Failure::Denied(reason)) => {
                 warn!(shard = %id, append = ?what, reason, "the broker refuses an append");
                 shard::Delivery::Refused
             }
@@ -404,10 +418,14 @@ impl Service {
             LookUp::TakeOver(id, Err(unusable @ TakeOverFailure::Positions { .. })) => {
                 self.stop(id, &unusable.to_string());
             }
-            LookUp::Standing(asked, found) => {
+            LookUp::Standing(mut asked, found) => {
                 self.asking = false;
                 match found {
-                    Ok(found) => found.into_iter().for_each(|standing| self.on_standing(standing)),
+                    Ok(found) => {
+                        asked.retain(|participant| found.iter().all(|standing| standing.participant != *participant));
+                        self.asked.extend(asked);
+                        found.into_iter().for_each(|standing| self.on_standing(standing));
+                    }
                     Err(failure) if failure.is_fatal() => return Err(failure.into()),
                     Err(failure) => {
                         warn!(%failure, "looking up participants");
@@ -458,14 +476,21 @@ impl Service {
         let (kafka, ids, probe) = (self.kafka.clone(), self.ids.clone(), Arc::clone(&self.probe));
         let (member, post) = (Arc::clone(&self.membership), self.post_look_up.clone());
         tokio::task::spawn_blocking(move || {
-            let take_over = TakeOver { kafka: &kafka, probe: &probe, member: &member, ids: &ids, shard: id };
+            let take_over = TakeOver { kafka: &kafka, probe: &probe, member: &member, known: &ids, shard: id };
+            let start = take_over.look_up();
+            if matches!(start, Err(TakeOverFailure::Kafka(_))) {
+                std::thread::sleep(RETRY_PAUSE);
+            }
             // The receiver goes away only with the whole service.
-            let _ = post.send(LookUp::TakeOver(id, take_over.look_up()));
+            let _ = post.send(LookUp::TakeOver(id, start));
         });
     }
 
     fn load(&mut self, id: ShardId, start: Start) {
-        let Start { positions, mut ends } = start;
+        let Start { positions, mut ends, votes_ids } = start;
+        for (participant, topic_id) in votes_ids {
+            self.learn(participant, topic_id);
+        }
         let limits = Limits { window: self.settings.window, held_votes: self.settings.held_votes };
         let requests_topic = Topic::Requests.name(&self.kafka.prefix);
         let shard = Shard::new(self.letters, id, self.kafka.partitions, requests_topic, limits, &positions);
@@ -482,7 +507,7 @@ impl Service {
             shard,
             phase: Phase::Requests { later },
             behind: BTreeMap::from([(Topic::Requests, requests_end)]),
-            awaited: BTreeMap::new(),
+            awaited: self.names.values().map(|topic| (topic.clone(), None)).collect(),
             committed: None,
             requests_paused: false,
             dirty: true,
@@ -497,7 +522,7 @@ impl Service {
     fn read_from(&mut self, id: ShardId, topic: Topic, offset: u64) {
         let Some(tenure) = self.tenures.get_mut(&id) else { return };
         self.reader.seek(&topic.name(&self.kafka.prefix), id.partition(), offset);
-        tenure.awaited.insert(topic, offset);
+        tenure.awaited.insert(topic, Some(offset));
     }
 
     /// A log was read to the end that it had. When all are, the shard goes on to its next phase.
@@ -514,7 +539,7 @@ impl Service {
             Phase::Requests { later } => {
                 tenure.phase = Phase::Registers;
                 for (from, _, topic) in &later {
-                    tenure.awaited.insert(topic.clone(), *from);
+                    tenure.awaited.insert(topic.clone(), Some(*from));
                     self.reader.seek(&topic.name(&self.kafka.prefix), id.partition(), *from);
                 }
                 let (behind, reached): (Vec<_>, Vec<_>) = later.into_iter().partition(|(from, end, _)| from < end);
@@ -584,22 +609,37 @@ impl Service {
         });
     }
 
+    /// Notes a participant's votes topic, which no tenure reads before it is told to.
+    fn learn(&mut self, participant: Participant, topic_id: [u8; 16]) {
+        let topic = Topic::Votes(participant.clone());
+        self.ids.votes.insert(participant, topic_id);
+        if self.names.insert(topic.name(&self.kafka.prefix).as_str().into(), topic.clone()).is_none() {
+            for tenure in self.tenures.values_mut() {
+                tenure.awaited.insert(topic.clone(), None);
+            }
+        }
+    }
+
     fn on_standing(&mut self, standing: Standing) {
         let Standing { participant, topic_id, votes } = standing;
         let topic = Topic::Votes(participant.clone());
         let name = topic.name(&self.kafka.prefix);
         if let Some(topic_id) = topic_id {
-            self.ids.votes.insert(participant.clone(), topic_id);
-            self.names.insert(name.as_str().into(), topic.clone());
+            self.learn(participant.clone(), topic_id);
         }
         for (&id, tenure) in &mut self.tenures {
             let place = votes.iter().find(|(shard, _, _)| *shard == id);
+            if topic_id.is_some() && place.is_none() {
+                // Taken after the question.
+                self.asked.insert(participant.clone());
+                continue;
+            }
             tenure.dirty = true;
             if !tenure.shard.standing(&participant, place.map(|(_, start, _)| *start)) {
                 continue;
             }
             let Some(&(_, start, end)) = place else { continue };
-            tenure.awaited.insert(topic.clone(), start);
+            tenure.awaited.insert(topic.clone(), Some(start));
             self.reader.seek(&name, id.partition(), start);
             if start < end {
                 tenure.behind.insert(topic.clone(), end);
@@ -613,16 +653,20 @@ impl Service {
 
     fn step_all(&mut self) {
         let now = self.now();
-        let ids: Vec<ShardId> = self.tenures.keys().copied().collect();
+        let mut ids: Vec<ShardId> = self.tenures.keys().copied().collect();
+        // Each round begins with another shard: under load there is no room left for the last ones.
+        let first = self.rounds.checked_rem(ids.len()).unwrap_or_default();
+        ids.rotate_left(first);
+        self.rounds = self.rounds.wrapping_add(1);
         for id in ids {
-            if self.under_way.len() >= MAX_UNDER_WAY {
-                return;
-            }
+            let has_room = self.under_way.len() < MAX_UNDER_WAY;
             let Some(tenure) = self.tenures.get_mut(&id) else { continue };
-            if matches!(tenure.phase, Phase::Live) {
+            // What is being loaded has only alarms to tell.
+            if has_room || !matches!(tenure.phase, Phase::Live) {
                 let step = tenure.shard.step(now, STEP_BUDGET);
                 self.carry_out(id, step);
             }
+            // Also without room: while appends do not get through, reading goes on.
             self.mind_the_window(id);
         }
     }
@@ -753,6 +797,18 @@ impl Service {
             Some(self.membership.commit_async(commits.into_iter().map(|(_, _, commit)| commit).collect()));
     }
 
+    /// Harmless: whoever owns the shard now commits its own, and an older record costs only reading. What passes is committed
+    /// again with the next tick, so that the group's lag does not stay behind; what is refused only when it has moved.
+    fn on_uncommitted(&mut self, failure: &CommitError) {
+        match failure {
+            CommitError::NotMember(reason) => debug!(reason, "positions were not committed"),
+            CommitError::Again(_) | CommitError::Refused(_) => warn!(%failure, "positions were not committed"),
+        }
+        if !matches!(failure, CommitError::Refused(_)) {
+            self.tenures.values_mut().for_each(|tenure| tenure.committed = None);
+        }
+    }
+
     fn due_commits(&mut self) -> Vec<(ShardId, Positions, Commit)> {
         let now = clock::now();
         let topic = Topic::Requests.name(&self.kafka.prefix);
@@ -790,9 +846,11 @@ impl Service {
     /// When the loop must wake although nothing happens.
     fn next_wake(&self) -> Instant {
         let live = self.tenures.values().filter(|tenure| matches!(tenure.phase, Phase::Live));
-        let due = live.clone().any(|tenure| tenure.shard.has_due()) && self.under_way.len() < MAX_UNDER_WAY;
+        let due = live.clone().any(|tenure| tenure.shard.has_due());
         let deadline = live.filter_map(|tenure| tenure.shard.next_deadline()).min();
         match deadline {
+            // Without room no step is made, and a report wakes the loop.
+            _ if self.under_way.len() >= MAX_UNDER_WAY => clock::now() + Duration::from_secs(3_600),
             _ if due => self.started,
             Some(deadline) => self.started + deadline,
             None => clock::now() + Duration::from_secs(3_600),
@@ -817,14 +875,16 @@ impl Service {
             read.push((id, tenure.shard.next_request()));
         }
         self.void_votes.clear();
+        let failed_appends = std::mem::take(&mut self.failed_appends);
         let oldest_s = oldest_ms.map_or(0, |at| (clock::wall_ms() - at).max(0) / 1_000);
         let (under_way, shards, stopped) = (self.under_way.len(), self.tenures.len(), self.stopped.len());
         let (probe, topic) = (Arc::clone(&self.probe), Topic::Requests.name(&self.kafka.prefix));
         tokio::task::spawn_blocking(move || {
             let behind = |(id, read): &(ShardId, u64)| {
-                probe.watermarks(&topic, id.partition()).map_or(0, |(_, end)| end.saturating_sub(*read))
+                probe.watermarks(&topic, id.partition()).ok().map(|(_, end)| end.saturating_sub(*read))
             };
-            let lag: u64 = read.iter().map(behind).sum();
+            // Without an answer for one shard the others are not asked: each would take its time, and hold up a shutdown.
+            let lag: Option<u64> = read.iter().map(behind).sum();
             info!(
                 shards,
                 stopped,
@@ -834,6 +894,7 @@ impl Service {
                 window = total.window,
                 lag,
                 under_way,
+                failed_appends,
                 committed = total.committed,
                 aborted = total.aborted,
                 rejected = total.rejected,
@@ -890,49 +951,47 @@ struct Known {
 }
 
 impl Known {
+    /// Brokers may be away while this process starts. Each look is a job of its own, so that whoever gives up waiting does
+    /// so soon.
+    async fn look_up_until_answered(kafka: &KafkaSettings, probe: &Arc<Probe>) -> Result<Self, CoordinatorFailure> {
+        let mut is_away = false;
+        loop {
+            let (kafka, probe) = (kafka.clone(), Arc::clone(probe));
+            let looked_up = tokio::task::spawn_blocking(move || Self::look_up(&kafka, &probe));
+            match looked_up.await.map_err(|_| CoordinatorFailure::ClientGone)? {
+                Err(CoordinatorFailure::Kafka(failure)) if !failure.is_fatal() => {
+                    if !std::mem::replace(&mut is_away, true) {
+                        warn!(%failure, "Kafka does not answer; asking until it does");
+                    }
+                }
+                known => return known,
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+    }
+
     fn look_up(kafka: &KafkaSettings, probe: &Probe) -> Result<Self, CoordinatorFailure> {
-        let topics = probe.topics()?;
-        for topic in [Topic::Requests, Topic::Decisions, Topic::Outcomes, Topic::Rejected] {
-            let name = topic.name(&kafka.prefix);
+        let needed = [Topic::Requests, Topic::Decisions, Topic::Outcomes, Topic::Rejected];
+        let needed = needed.map(|topic| topic.name(&kafka.prefix));
+        let topics = probe.topics_with(&needed.each_ref().map(String::as_str))?;
+        for name in needed {
             let Some(found) = topics.get(&name) else { return Err(CoordinatorFailure::MissingTopic { topic: name }) };
             if found.partitions != kafka.partitions {
                 let (found, expected) = (found.partitions, kafka.partitions);
                 return Err(CoordinatorFailure::WrongPartitions { topic: name, found, expected });
             }
         }
-        let participants = topics.keys().filter_map(|name| match Topic::parse(name, &kafka.prefix) {
-            Some(Topic::Votes(participant)) => Some(participant),
-            _ => None,
-        });
-        let served: Vec<Participant> = participants.filter(|name| is_served(kafka, &topics, name)).collect();
-        let name = |topic: &Topic| topic.name(&kafka.prefix);
-        let read: Vec<Topic> =
-            [Topic::Requests, Topic::Decisions].into_iter().chain(served.iter().cloned().map(Topic::Votes)).collect();
-        let names: Vec<String> = read.iter().map(name).collect();
-        let ids = probe.topic_ids(&names.iter().map(String::as_str).collect::<Vec<_>>())?;
-        let id = |topic: &Topic| {
-            ids.get(&name(topic)).copied().ok_or_else(|| CoordinatorFailure::MissingTopic { topic: name(topic) })
-        };
-        let mut votes = BTreeMap::new();
-        for participant in served {
-            let topic_id = id(&Topic::Votes(participant.clone()))?;
-            votes.insert(participant, topic_id);
-        }
+        let ids = look_up_ids(kafka, probe, &topics)?;
+        let read = [Topic::Requests, Topic::Decisions].into_iter().chain(ids.votes.keys().cloned().map(Topic::Votes));
         Ok(Self {
-            letters: probe.letters(&name(&Topic::Requests))?,
-            ids: TopicIds { requests: id(&Topic::Requests)?, decisions: id(&Topic::Decisions)?, votes },
-            names: read.into_iter().map(|topic| (topic.name(&kafka.prefix).as_str().into(), topic)).collect(),
+            letters: probe.letters(&Topic::Requests.name(&kafka.prefix))?,
+            names: read.map(|topic| (topic.name(&kafka.prefix).as_str().into(), topic)).collect(),
+            ids,
         })
     }
 }
 
-/// Whether a participant's prepare and votes topics are there with all their partitions.
-fn is_served(kafka: &KafkaSettings, topics: &BTreeMap<String, TopicInfo>, participant: &Participant) -> bool {
-    [Topic::Prepare(participant.clone()), Topic::Votes(participant.clone())]
-        .iter()
-        .all(|topic| topics.get(&topic.name(&kafka.prefix)).is_some_and(|found| found.partitions == kafka.partitions))
-}
-
+/// Those of whom Kafka says nothing clear are left out, and asked for again: their topics may be on the way.
 fn look_up_standing(
     kafka: &KafkaSettings,
     probe: &Probe,
@@ -942,18 +1001,30 @@ fn look_up_standing(
     let topics = probe.topics()?;
     let mut found = Vec::new();
     for participant in participants {
-        if !is_served(kafka, &topics, participant) {
-            found.push(Standing { participant: participant.clone(), topic_id: None, votes: Vec::new() });
-            continue;
+        let standing = match is_served(kafka, &topics, participant) {
+            true => standing_of(kafka, probe, participant, shards),
+            false => Ok(Standing { participant: participant.clone(), topic_id: None, votes: Vec::new() }),
+        };
+        match standing {
+            Ok(standing) => found.push(standing),
+            Err(failure) => warn!(%participant, %failure, "looking up a participant"),
         }
-        let name = Topic::Votes(participant.clone()).name(&kafka.prefix);
-        let mut votes = Vec::new();
-        for &shard in shards {
-            let (start, end) = probe.watermarks(&name, shard.partition())?;
-            votes.push((shard, start, end));
-        }
-        let topic_id = probe.topic_ids(&[&name])?.remove(&name);
-        found.push(Standing { participant: participant.clone(), topic_id, votes });
     }
     Ok(found)
+}
+
+fn standing_of(
+    kafka: &KafkaSettings,
+    probe: &Probe,
+    participant: &Participant,
+    shards: &[ShardId],
+) -> Result<Standing, KafkaFailure> {
+    let name = Topic::Votes(participant.clone()).name(&kafka.prefix);
+    let topic_id = probe.topic_ids(&[&name])?.remove(&name);
+    let mut votes = Vec::new();
+    for &shard in shards {
+        let (start, end) = probe.watermarks(&name, shard.partition())?;
+        votes.push((shard, start, end));
+    }
+    Ok(Standing { participant: participant.clone(), topic_id, votes })
 }

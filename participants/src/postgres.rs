@@ -555,6 +555,8 @@ impl PostgresResource {
                     }
                     Ok(Step::NoteAbort) => {
                         if item.effect == Effect::Repeated {
+                            // It may be the abort of a duplicate, and the original is still to come.
+                            item.named = false;
                             item.effect = Effect::NotedAbort;
                         }
                         rest.push(item);
@@ -598,7 +600,8 @@ impl PostgresResource {
     }
 
     /// `aborted` rows, for all whose way is free. What is not there when it is looked for next was blocked: by its own
-    /// prepare, which shows in the list then, or by another transaction that has key and attempt, and then it goes without.
+    /// prepare, which shows in the list then, or by another transaction that has key and attempt, and then it goes without
+    /// them. An abort that overtook its prepare takes none.
     async fn insert_aborted(&self, open: &mut [Undecided<'_>]) -> Result<(), Unavailable> {
         let mut decider = self.deciders.lease().await?;
         if !insert_aborted_rows(&mut decider, open).await? && open.len() > 1 {
@@ -608,7 +611,7 @@ impl PostgresResource {
         }
         decider.give_back();
         for item in open {
-            item.named = !item.named;
+            item.named = !item.named && item.effect == Effect::Finished;
         }
         Ok(())
     }
@@ -820,7 +823,7 @@ struct LedgerRow {
     business_key: Option<String>,
     attempt: Option<i64>,
     live_key: Option<String>,
-    operation: String,
+    operation: Option<String>,
     code: Option<String>,
     duplicate_of: Option<String>,
 }
@@ -829,6 +832,8 @@ impl LedgerRow {
     /// A row about an older branch carries neither key nor attempt: those are taken.
     fn of(prepare: &Prepare, state: State, refusal: Option<&Refusal>) -> Self {
         let named = !refusal.is_some_and(Refusal::is_repeat);
+        // The name of an operation that is none may be anything, even text that PostgreSQL does not store.
+        let is_readable = refusal.is_none_or(|refusal| refusal.code.as_str() != code::UNREADABLE);
         let key = prepare.business_key.to_string();
         Self {
             txid: prepare.txid.to_string(),
@@ -837,7 +842,7 @@ impl LedgerRow {
             business_key: named.then(|| key.clone()),
             attempt: named.then(|| i64::from(prepare.attempt.number())),
             live_key: (state == State::Committed).then_some(key),
-            operation: prepare.operation.clone(),
+            operation: is_readable.then(|| prepare.operation.clone()),
             code: refusal.map(|refusal| refusal.code.to_string()),
             duplicate_of: refusal.and_then(|refusal| refusal.duplicate_of).map(|txid| txid.to_string()),
         }

@@ -9,6 +9,7 @@
 //! - Two pipelines: each has its own reader, and the resource its own connections. Prepares, which may wait for locks, never
 //!   hold up decisions, which free them. Only of one transaction prepare and decision never run at the same time: the
 //!   later one waits, and those behind it pass.
+//! - Prepares of one business key run one after the other, in the order of the log, which is that of every participant.
 //! - **The database's own row alone says where to start.** The group's offset follows it, for acknowledgement and for
 //!   Kafka's tools. Without a row for these letters the log is read from its start. Letters that are new while a branch
 //!   of other letters is in doubt: refused, for its decision may have died with the old log.
@@ -31,7 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use suture_contract::codec::encode;
-use suture_contract::ids::{Participant, Shard, Txid};
+use suture_contract::ids::{BusinessKey, Participant, Shard, Txid};
 use suture_contract::messages::{Ballot, Decision, Prepare, Vote, Voter};
 use suture_contract::topic_map::participant_group;
 use suture_participants_core::branch::Answer;
@@ -95,6 +96,9 @@ pub enum ServiceError {
         /// Which.
         txids: Vec<Txid>,
     },
+    /// At the end at least one shard was stopped.
+    #[error("{0} shard(s) had stopped; their errors are in the log above")]
+    StoppedShards(usize),
     /// The database did not answer at the start.
     #[error(transparent)]
     Database(#[from] Unavailable),
@@ -144,7 +148,8 @@ pub async fn run<R: Resource>(
         shards: BTreeMap::new(),
         prepare_queue: VecDeque::new(),
         prepare_jobs: JoinSet::new(),
-        preparing: HashMap::new(),
+        preparing: HashSet::new(),
+        preparing_keys: HashSet::new(),
         held_prepares: Vec::new(),
         is_full: false,
         decision_queue: VecDeque::new(),
@@ -163,8 +168,12 @@ pub async fn run<R: Resource>(
     };
     let mut inbox = Inbox { prepare_events, decision_events, member_events, delivered };
     let served = service.serve(&mut inbox, &mut shutdown).await;
+    let stopped = service.stopped_shards();
     service.drain(inbox).await;
-    served
+    match served {
+        Ok(()) if stopped > 0 => Err(ServiceError::StoppedShards(stopped)),
+        served => served,
+    }
 }
 
 /// Whoever held the sender is gone: that is a shutdown too.
@@ -194,9 +203,11 @@ struct Service<R> {
     shards: BTreeMap<Shard, ShardState>,
     prepare_queue: VecDeque<Job<Prepare>>,
     prepare_jobs: JoinSet<Vec<(Job<Prepare>, Prepared)>>,
-    /// How often each transaction is in one of those jobs.
-    preparing: HashMap<Txid, usize>,
-    /// Prepares of what is being decided.
+    /// The transactions in those jobs.
+    preparing: HashSet<Txid>,
+    /// Their business keys.
+    preparing_keys: HashSet<BusinessKey>,
+    /// Prepares of what is being decided, or of a business key that is being prepared, in the order of the log.
     held_prepares: Vec<Job<Prepare>>,
     /// The resource takes no more branches before some are decided.
     is_full: bool,
@@ -449,7 +460,7 @@ impl<R: Resource> Service<R> {
         let batch = take_batch(&mut self.decision_queue, DECISION_BATCH, &self.shards);
         // The prepare may wait for a lock that a decision behind this one frees: it must not hold that one up.
         let (held, batch): (Vec<_>, Vec<_>) =
-            batch.into_iter().partition(|job| self.preparing.contains_key(&job.message.txid));
+            batch.into_iter().partition(|job| self.preparing.contains(&job.message.txid));
         self.held_decisions.extend(held);
         if !batch.is_empty() {
             self.deciding = batch.iter().map(|job| job.message.txid).collect();
@@ -460,7 +471,7 @@ impl<R: Resource> Service<R> {
 
     fn on_decided(&mut self, decided: Vec<(Job<Decision>, Decided)>) {
         self.deciding.clear();
-        self.held_prepares.drain(..).rev().for_each(|job| self.prepare_queue.push_front(job));
+        self.release_prepares();
         for (job, decided) in decided {
             let Job { shard, offset, message, .. } = job;
             match decided {
@@ -525,24 +536,54 @@ impl<R: Resource> Service<R> {
         let Batching { branches, jobs } = self.resource.batching();
         while self.prepare_jobs.len() < jobs && !self.prepare_queue.is_empty() && !self.is_full {
             let batch = take_batch(&mut self.prepare_queue, branches, &self.shards);
-            let (held, batch): (Vec<_>, Vec<_>) =
-                batch.into_iter().partition(|job| self.deciding.contains(&job.message.txid));
-            self.held_prepares.extend(held);
+            let batch = self.hold_back(batch);
             if !batch.is_empty() {
-                for job in &batch {
-                    *self.preparing.entry(job.message.txid).or_default() += 1;
-                }
+                self.preparing.extend(batch.iter().map(|job| job.message.txid));
+                self.preparing_keys.extend(batch.iter().map(|job| job.message.business_key.clone()));
                 let resource = Arc::clone(&self.resource);
                 self.prepare_jobs.spawn(async move { prepare(&*resource, batch).await });
             }
         }
     }
 
+    /// What may run now. Who asks first for a business key must be the same at every participant: else each takes
+    /// another one, and all are refused.
+    fn hold_back(&mut self, batch: Vec<Job<Prepare>>) -> Vec<Job<Prepare>> {
+        let mut free = Vec::with_capacity(batch.len());
+        for job in batch {
+            let Prepare { txid, business_key, .. } = &*job.message;
+            let is_behind = self.held_prepares.iter().any(|held| held.message.business_key == *business_key);
+            if is_behind || self.deciding.contains(txid) || self.preparing_keys.contains(business_key) {
+                self.held_prepares.push(job);
+            } else {
+                free.push(job);
+            }
+        }
+        free
+    }
+
+    /// What was held for these is next.
+    fn prepares_have_ended(&mut self, prepared: &[(Job<Prepare>, Prepared)]) {
+        for (job, _) in prepared {
+            self.preparing.remove(&job.message.txid);
+            self.preparing_keys.remove(&job.message.business_key);
+        }
+        let held = std::mem::take(&mut self.held_decisions).into_iter();
+        let (free, held): (Vec<_>, Vec<_>) = held.partition(|job| !self.preparing.contains(&job.message.txid));
+        self.held_decisions = held;
+        free.into_iter().rev().for_each(|job| self.decision_queue.push_front(job));
+        self.release_prepares();
+    }
+
+    fn release_prepares(&mut self) {
+        self.held_prepares.drain(..).rev().for_each(|job| self.prepare_queue.push_front(job));
+    }
+
     /// The answers are durable: now, and not before, the votes may leave.
     fn on_prepared(&mut self, prepared: Vec<(Job<Prepare>, Prepared)>) {
+        self.prepares_have_ended(&prepared);
         let mut later = Vec::new();
         for (job, prepared) in prepared {
-            self.prepare_has_ended(job.message.txid);
             match prepared {
                 Prepared::Answer(answer) => self.vote(job, answer),
                 Prepared::Later => later.push(job),
@@ -553,20 +594,6 @@ impl<R: Resource> Service<R> {
         for job in later.into_iter().rev() {
             self.prepare_queue.push_front(job);
         }
-    }
-
-    /// What was held for it is next.
-    fn prepare_has_ended(&mut self, txid: Txid) {
-        if let Some(jobs) = self.preparing.get_mut(&txid) {
-            *jobs -= 1;
-            if *jobs == 0 {
-                self.preparing.remove(&txid);
-            }
-        }
-        let held = std::mem::take(&mut self.held_decisions).into_iter();
-        let (free, held): (Vec<_>, Vec<_>) = held.partition(|job| !self.preparing.contains_key(&job.message.txid));
-        self.held_decisions = held;
-        free.into_iter().rev().for_each(|job| self.decision_queue.push_front(job));
     }
 
     fn vote(&mut self, job: Job<Prepare>, answer: Answer) {
@@ -631,7 +658,7 @@ impl<R: Resource> Service<R> {
                 self.unsent.push_back(token);
                 Ok(())
             }
-            Err(failure @ (Failure::Refused(_) | Failure::Fatal(_))) => {
+            Err(failure @ (Failure::Refused(_) | Failure::Denied(_) | Failure::Fatal(_))) => {
                 Err(ServiceError::Votes { topic: self.names.votes.clone(), failure })
             }
         }
@@ -726,6 +753,10 @@ impl<R: Resource> Service<R> {
         self.shards.get_mut(&shard).filter(|state| state.phase != Phase::Stopped)
     }
 
+    fn stopped_shards(&self) -> usize {
+        self.shards.values().filter(|state| state.phase == Phase::Stopped).count()
+    }
+
     fn is_running(&self, shard: Shard) -> bool {
         self.shards.get(&shard).is_some_and(|state| state.phase != Phase::Stopped)
     }
@@ -750,7 +781,7 @@ impl<R: Resource> Service<R> {
         let (participant, decisions) = (self.participant.clone(), self.names.decisions.clone());
         let (resource, probe) = (Arc::clone(&self.resource), Arc::clone(&self.probe));
         let open: usize = self.shards.values().map(|state| state.prepares.progress.open()).sum();
-        let stopped = self.shards.values().filter(|state| state.phase == Phase::Stopped).count();
+        let stopped = self.stopped_shards();
         let done: Vec<(Shard, u64)> =
             self.shards.iter().map(|(shard, state)| (*shard, state.decisions.progress.position())).collect();
         self.summary_job.spawn(async move {

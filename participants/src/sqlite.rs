@@ -479,18 +479,12 @@ impl Ledger {
         Ok(Ok(Effect::Finished))
     }
 
-    /// The abort overtook its prepare. The row takes key and attempt, unless another row has them already.
+    /// The abort overtook its prepare. The row takes neither key nor attempt: it may be that of a duplicate, and the
+    /// original is still to come.
     fn note_abort(&self, decision: &Decision) -> Result<Decided, Broken> {
         let inserted = self.execute(
-            "insert into suture_ledger (txid, state, hash, business_key, attempt)
-             select ?1, 'aborted', ?2, iif(taken, null, ?3), iif(taken, null, ?4)
-             from (select exists (select 1 from suture_ledger where business_key = ?3 and attempt = ?4) as taken)",
-            params![
-                decision.txid.to_string(),
-                decision.hash.to_string(),
-                decision.business_key.as_str(),
-                decision.attempt.number(),
-            ],
+            "insert into suture_ledger (txid, state, hash) values (?1, 'aborted', ?2)",
+            params![decision.txid.to_string(), decision.hash.to_string()],
         );
         inserted.map_err(|error| unavailable("noting an abort", &error))?;
         Ok(Ok(Effect::NotedAbort))

@@ -64,8 +64,12 @@ pub(crate) async fn look_at_topics(
     names: &Names,
     partitions: u16,
 ) -> Result<Letters, ServiceError> {
-    let found = ask(probe, Probe::topics).await?;
-    for name in [&names.requests, &names.prepares, &names.votes, &names.decisions] {
+    let needed = [&names.requests, &names.prepares, &names.votes, &names.decisions].map(String::clone);
+    let found = {
+        let needed = needed.clone();
+        ask(probe, move |probe| probe.topics_with(&needed.each_ref().map(String::as_str))).await?
+    };
+    for name in &needed {
         match found.get(name) {
             None => return Err(ServiceError::Topics(format!("topic {name} does not exist"))),
             Some(info) if info.partitions != partitions => {

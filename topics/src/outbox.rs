@@ -9,10 +9,11 @@
 //! |---|---|
 //! | `Ok(offset)` | it is on all in-sync replicas, there |
 //! | [`Failure::Again`] | the same append again |
-//! | [`Failure::Refused`] | this record can never be written here: say so, do not repeat |
+//! | [`Failure::Refused`] | this record can never be written: say so, do not repeat |
+//! | [`Failure::Denied`] | nothing can be written to this topic |
 //! | [`Failure::Fatal`] | this producer writes nothing any more: the process ends |
 //!
-//! A write that one topic's ACL denies is `Refused`, and the others go on. An idempotent producer that may write nowhere
+//! A write that one topic's ACL denies is `Denied`, and the others go on. An idempotent producer that may write nowhere
 //! fails as a whole and purges its queue; the purged records come back as `Fatal` with the first cause.
 //!
 //! Left out: waiting for one append (`flush` sleeps in steps of 100 ms), partitioning (the shard is always given), and
@@ -60,9 +61,12 @@ pub enum Failure {
     /// Passing; it may have been written all the same. Append it again.
     #[error("not acknowledged: {0}")]
     Again(String),
-    /// This record can never be written to this topic: too large, no rights there, no such topic.
+    /// This record can never be written: too large, for example. Others can.
     #[error("refused: {0}")]
     Refused(String),
+    /// Nothing can be written to this topic: no rights there, no such topic or partition.
+    #[error("denied: {0}")]
+    Denied(String),
     /// Nothing can be written any more.
     #[error("the producer failed: {0}")]
     Fatal(String),
@@ -220,7 +224,7 @@ impl Reports {
             // Said by the record's own arguments when it is handed over: no fault of the producer's.
             | Code::InvalidArgument => Failure::Refused(code.to_string()),
             _ => match weight(code) {
-                Weight::Topic => Failure::Refused(code.to_string()),
+                Weight::Topic => Failure::Denied(code.to_string()),
                 Weight::Client => Failure::Fatal(code.to_string()),
                 Weight::Passing => Failure::Again(code.to_string()),
             },

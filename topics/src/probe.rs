@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 use sha2::{Digest, Sha256};
 use suture_contract::ids::LogLetters;
@@ -63,10 +63,8 @@ impl Probe {
     pub fn watermarks(&self, topic: &str, partition: i32) -> Result<(u64, u64), KafkaFailure> {
         self.serve_queue();
         let doing = || format!("asking for the ends of {topic}/{partition}");
-        let (low, high) = self
-            .consumer
-            .fetch_watermarks(topic, partition, ANSWER)
-            .map_err(|error| KafkaFailure::of(doing(), &error))?;
+        let (low, high) =
+            self.consumer.fetch_watermarks(topic, partition, ANSWER).map_err(|error| of_leaders(doing(), &error))?;
         match (u64::try_from(low), u64::try_from(high)) {
             (Ok(low), Ok(high)) => Ok((low, high)),
             _ => Err(KafkaFailure::Again(format!("{}: no leader knows them", doing()))),
@@ -86,6 +84,19 @@ impl Probe {
         };
         let usable = metadata.topics().iter().filter(|topic| topic.error().is_none());
         Ok(usable.map(|topic| (topic.name().to_string(), info(topic))).collect())
+    }
+
+    /// The same, once these are among them or have not come for some seconds: a broker hears of a new topic a little later
+    /// than whoever created it.
+    pub fn topics_with(&self, names: &[&str]) -> Result<BTreeMap<String, TopicInfo>, KafkaFailure> {
+        for _ in 0..LOOKS {
+            let topics = self.topics()?;
+            if names.iter().all(|name| topics.contains_key(*name)) {
+                return Ok(topics);
+            }
+            thread::sleep(BETWEEN_LOOKS);
+        }
+        self.topics()
     }
 
     /// How many brokers the cluster has now.
@@ -146,7 +157,7 @@ impl Probe {
             list.add_partition_offset(topic, partition, Offset::Offset(timestamp_ms))
                 .map_err(|error| KafkaFailure::of(doing(), &error))?;
         }
-        let list = self.consumer.offsets_for_times(list, ANSWER).map_err(|error| KafkaFailure::of(doing(), &error))?;
+        let list = self.consumer.offsets_for_times(list, ANSWER).map_err(|error| of_leaders(doing(), &error))?;
         let mut entries = ffi::list_entries(&list);
         entries.sort_by_key(|entry| entry.partition);
         let offset = |entry: ffi::ListEntry| match entry.code {
@@ -200,6 +211,15 @@ impl Probe {
                 return;
             }
         }
+    }
+}
+
+/// A question that goes to partitions' leaders. While none of them has one, because a broker was killed, librdkafka says of
+/// all of them that they are unknown; of a topic that is gone it says something else.
+fn of_leaders(doing: String, error: &KafkaError) -> KafkaFailure {
+    match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::UnknownPartition) => KafkaFailure::Again(format!("{doing}: no leader")),
+        _ => KafkaFailure::of(doing, error),
     }
 }
 

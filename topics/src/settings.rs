@@ -5,6 +5,7 @@
 //! properties that the protocol itself depends on: those are refused by name.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
@@ -13,7 +14,7 @@ use suture_contract::ids::{Deployment, LogLetters};
 use suture_contract::topic_map::DEFAULT_PARTITIONS;
 
 /// How to reach Kafka, and how this deployment is laid out there.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KafkaSettings {
     /// `host:port`, several with commas.
@@ -36,6 +37,18 @@ pub struct KafkaSettings {
     /// Handed to librdkafka as it is.
     #[serde(default)]
     pub properties: BTreeMap<String, String>,
+}
+
+/// Shows the names of the properties and not their values: some are passwords.
+impl fmt::Debug for KafkaSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KafkaSettings")
+            .field("bootstrap", &self.bootstrap)
+            .field("prefix", &self.prefix)
+            .field("partitions", &self.partitions)
+            .field("properties", &self.properties.keys())
+            .finish_non_exhaustive()
+    }
 }
 
 /// A setting that cannot be obeyed. Names the key and the remedy, never a value: it may be a password.

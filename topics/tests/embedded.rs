@@ -148,7 +148,7 @@ fn a_topic_that_does_not_exist_or_a_record_that_is_too_large_is_refused() {
     assert!(matches!(delivery, Delivery { token: 1, result: Err(Failure::Refused(_)) }), "{delivery:?}");
     writer.outbox.append("suture.requests", 99, b"k", Some(b"v"), "request", None, 2).unwrap();
     let delivery = writer.reports.recv_timeout(LONG).unwrap();
-    assert!(matches!(delivery, Delivery { token: 2, result: Err(Failure::Refused(_)) }), "{delivery:?}");
+    assert!(matches!(delivery, Delivery { token: 2, result: Err(Failure::Denied(_)) }), "{delivery:?}");
     assert_eq!(writer.outbox.in_flight(), 0);
 }
 

@@ -23,6 +23,9 @@ pub const CRASH_WINDOW: usize = 16;
 /// Most bytes of a partition that ingest has not read.
 const UNREAD_BYTES: usize = 1 << 20;
 
+/// Most events whose append is not acknowledged.
+const MOST_UNDER_WAY: usize = 32;
+
 /// The default limit of librdkafka's producers, less room for key and headers.
 const LARGEST_EVENT: usize = 999_000;
 
@@ -77,59 +80,67 @@ pub async fn feed(
         })
     })
     .await??;
+    let mut feeder = Feeder { world: &world, outbox: &outbox, events: &events, under_way: 0 };
     let mut fed = 0;
     // Sizes of the events that ingest has not read, in the order fed; all partitions together, which is stricter.
     let mut unread = VecDeque::new();
     let (mut unread_bytes, mut read) = (0, 0);
-    for (index, event) in events.iter().enumerate() {
-        loop {
-            let now_read = counts.read.load(Ordering::Relaxed);
-            for _ in read..now_read {
-                unread_bytes -= unread.pop_front().unwrap_or(0);
-            }
-            read = now_read;
-            let finished = progress.borrow_and_update().finished + counts.ignored.load(Ordering::Relaxed);
-            let unfinished = fed - finished.min(fed);
-            if (unfinished as usize) < window && (unread_bytes + event.len() <= UNREAD_BYTES || unread.is_empty()) {
-                break;
-            }
-            tokio::select! {
-                changed = progress.changed() => changed.context("the run has ended")?,
-                () = stopped(&mut stop) => return Ok(fed),
-            }
+    while fed < events.len() {
+        let now_read = counts.read.load(Ordering::Relaxed);
+        for _ in read..now_read {
+            unread_bytes -= unread.pop_front().unwrap_or(0);
         }
-        if *stop.borrow() {
-            break;
+        read = now_read;
+        let finished = progress.borrow_and_update().finished + counts.ignored.load(Ordering::Relaxed);
+        let unfinished = (fed as u64).saturating_sub(finished);
+        let length = events[fed].len();
+        let fits = (unfinished as usize) < window && (unread_bytes + length <= UNREAD_BYTES || unread.is_empty());
+        if fits && feeder.under_way < MOST_UNDER_WAY {
+            feeder.append(fed)?;
+            fed += 1;
+            unread.push_back(length);
+            unread_bytes += length;
+            continue;
         }
-        append(&world, &outbox, &mut deliveries, index as u64, event).await?;
-        fed += 1;
-        unread.push_back(event.len());
-        unread_bytes += event.len();
+        tokio::select! {
+            report = deliveries.recv() => feeder.settle(report.context("the producer has ended")?)?,
+            changed = progress.changed() => changed.context("the run has ended")?,
+            () = stopped(&mut stop) => break,
+        }
     }
-    let closed = tokio::task::spawn_blocking(move || outbox.close(std::time::Duration::from_secs(10))).await?;
-    closed.map_err(|open| anyhow::anyhow!("{open} events were not acknowledged"))?;
-    Ok(fed)
+    while feeder.under_way > 0 {
+        feeder.settle(deliveries.recv().await.context("the producer has ended")?)?;
+    }
+    Ok(fed as u64)
 }
 
-/// Appends one event and waits for its report: a lost one would be missed at the end.
-async fn append(
-    world: &World,
-    outbox: &Outbox,
-    deliveries: &mut mpsc::UnboundedReceiver<Delivery>,
-    index: u64,
-    event: &[u8],
-) -> anyhow::Result<()> {
-    let partition = (index % u64::from(UPSTREAM_PARTITIONS)) as i32;
-    loop {
-        let key = index.to_string();
-        if outbox.append(&world.upstream, partition, key.as_bytes(), Some(event), "event", None, index).is_err() {
-            bail!("the producer's queue is full although it holds one event");
+struct Feeder<'a> {
+    world: &'a World,
+    outbox: &'a Outbox,
+    events: &'a [Vec<u8>],
+    /// Appends without a report: a lost one would be missed at the end.
+    under_way: usize,
+}
+
+impl Feeder<'_> {
+    fn append(&mut self, index: usize) -> anyhow::Result<()> {
+        let (topic, key) = (&self.world.upstream, index.to_string());
+        let partition = (index % usize::from(UPSTREAM_PARTITIONS)) as i32;
+        let event = Some(self.events[index].as_slice());
+        if self.outbox.append(topic, partition, key.as_bytes(), event, "event", None, index as u64).is_err() {
+            bail!("the producer's queue is full although it holds {MOST_UNDER_WAY} events at most");
         }
-        match deliveries.recv().await.context("the producer has ended")?.result {
-            Ok(_) => return Ok(()),
-            Err(Failure::Again(_)) => {}
-            Err(failure @ (Failure::Refused(_) | Failure::Fatal(_))) => {
-                return Err(failure).context("feeding an event");
+        self.under_way += 1;
+        Ok(())
+    }
+
+    fn settle(&mut self, report: Delivery) -> anyhow::Result<()> {
+        self.under_way -= 1;
+        match report.result {
+            Ok(_) => Ok(()),
+            Err(Failure::Again(_)) => self.append(report.token as usize),
+            Err(failure @ (Failure::Refused(_) | Failure::Denied(_) | Failure::Fatal(_))) => {
+                Err(failure).context("feeding an event")
             }
         }
     }

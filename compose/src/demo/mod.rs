@@ -28,6 +28,7 @@ use std::time::Duration;
 use anyhow::Context;
 use suture_coordinator::ingest::IngestCounts;
 use tokio::sync::watch as signal;
+use tokio::task::{JoinError, JoinHandle};
 
 use crate::{logging, services};
 use crew::Crew;
@@ -74,6 +75,9 @@ enum DemoCommand {
     Child(crew::ChildArgs),
 }
 
+/// How long a stopped demo waits for what is open: a transaction's deadline, and some time to settle it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// How often the databases' progress is looked at and shown.
 const GLANCE: Duration = Duration::from_millis(100);
 
@@ -83,8 +87,16 @@ pub fn run(args: DemoArgs, format: logging::Format) -> anyhow::Result<ExitCode> 
         return crew::run_child(child, format);
     }
     // A person who watches a demo wants to see surgeries; `RUST_LOG=info` shows the services' own lines.
-    logging::start(format, if args.crash { "error" } else { "warn,suture_topics=error" });
+    logging::start(format, if args.crash { "error" } else { "warn,librdkafka=off,rdkafka=off,suture_topics=error" });
     services::block_on(play(args, format))
+}
+
+/// The end of a look at the groups; never comes while there is none.
+async fn ended<T>(job: &mut Option<JoinHandle<T>>) -> Result<T, JoinError> {
+    match job {
+        Some(job) => job.await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn play(args: DemoArgs, format: logging::Format) -> anyhow::Result<ExitCode> {
@@ -120,46 +132,59 @@ async fn play(args: DemoArgs, format: logging::Format) -> anyhow::Result<ExitCod
 
     // The feed ends, then everything that was fed, then every database has applied every decision.
     let mut fed = None;
-    let mut stopping = false;
+    let mut is_complete = true;
+    let mut stopping = None;
     let mut held = false;
+    let mut glancing: Option<JoinHandle<anyhow::Result<watch::Glance>>> = None;
     let mut glance = tokio::time::interval(GLANCE);
     loop {
         tokio::select! {
             ended = &mut feeder, if fed.is_none() => fed = Some(ended.context("feeding")??),
             event = watch.next() => {
-                watch.take_in(event?);
+                watch.take_in(event?)?;
                 crew.glance(watch.finished(), watch.open(&counts), fed.is_some())?;
             }
             failed = crew.failed() => return Err(failed),
-            _ = interrupted.wait_for(|stop| *stop), if !stopping => {
-                stopping = true;
+            _ = interrupted.wait_for(|stop| *stop), if stopping.is_none() => {
+                stopping = Some(tokio::time::Instant::now());
                 show.say("stopping: no more events are fed; what is open is finished");
                 crew.spare();
                 // The feeder may have ended by itself.
                 let _ = stop_feed.send(true);
             }
+            seen = ended(&mut glancing) => {
+                glancing = None;
+                watch.end_glance(seen.context("looking at the groups")?);
+            }
             _ = glance.tick() => {
-                watch.glance(&world).await?;
+                if glancing.is_none() {
+                    glancing = Some(watch.begin_glance(&world));
+                }
                 crew.glance(watch.finished(), watch.open(&counts), fed.is_some())?;
                 show.progress(&watch, &counts, crew.kills());
             }
         }
+        if stopping.is_some_and(|since| since.elapsed() > PATIENCE) {
+            is_complete = false;
+            show.say("not everything has ended in time; this is how it stands");
+            break;
+        }
         let Some(fed) = fed else { continue };
         let ingested = counts.read.load(Ordering::Relaxed) >= fed;
         let all_done = ingested && watch.open(&counts) == 0 && watch.all_applied();
-        if !all_done || (args.hold && !stopping && held) {
+        if !all_done || (args.hold && stopping.is_none() && held) {
             continue;
         }
-        if args.hold && !stopping {
+        if args.hold && stopping.is_none() {
             held = true;
-            show.finish();
+            show.last(&watch, &counts, crew.kills());
             println!("{}", Report::read(&world, &watch, &counts, crew.kills(), started.elapsed())?);
             eprintln!("{}", world.kcat_lines());
             continue;
         }
         break;
     }
-    show.finish();
+    show.last(&watch, &counts, crew.kills());
     let kills = crew.kills();
     crew.stop().await?;
     let report = Report::read(&world, &watch, &counts, kills, started.elapsed())?;
@@ -167,5 +192,5 @@ async fn play(args: DemoArgs, format: logging::Format) -> anyhow::Result<ExitCod
     if args.json {
         println!("{}", report.to_json());
     }
-    Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if is_complete && report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -14,8 +14,8 @@ use std::time::Duration;
 use anyhow::Context;
 use rusqlite::{Connection, OpenFlags};
 use serde_json::json;
-use suture_contract::ids::{Origin, Participant, Txid, code};
-use suture_contract::messages::Ballot;
+use suture_contract::ids::{BusinessKey, Origin, Participant, Txid, code};
+use suture_contract::messages::{Ballot, Outcome};
 use suture_coordinator::ingest::IngestCounts;
 
 use super::watch::Watch;
@@ -44,6 +44,8 @@ pub struct Report {
 struct Rows {
     /// Transaction -> (state, rule).
     ledger: BTreeMap<String, (String, Option<String>)>,
+    /// Business keys that were committed here, or refused for a reason of the business.
+    settled: BTreeSet<String>,
     /// Transactions with business rows.
     business: BTreeSet<String>,
     /// How many business rows those are.
@@ -166,11 +168,14 @@ impl Report {
             self.committed += 1;
             return;
         }
-        let outcomes = txids.iter().filter_map(|txid| watch.outcomes.get(txid));
-        let noes = outcomes.flat_map(|outcome| &outcome.votes).filter(|view| view.vote == Some(Ballot::No));
+        let outcomes: Vec<&Outcome> = txids.iter().filter_map(|txid| watch.outcomes.get(txid)).collect();
+        // A repeat of what nobody has settled would be a surgery that got lost: that is no `met before`.
+        let is_settled = |key: &BusinessKey| self.databases.iter().any(|(_, rows)| rows.settled.contains(key.as_str()));
+        let met_before = outcomes.iter().any(|outcome| is_settled(&outcome.business_key));
+        let noes = outcomes.iter().flat_map(|outcome| &outcome.votes).filter(|view| view.vote == Some(Ballot::No));
         let reasons: BTreeSet<(String, String)> = noes
             .filter_map(|view| Some((view.code.as_ref()?.to_string(), view.participant.to_string())))
-            .filter(|(reason, _)| !code::is_repeat(reason))
+            .filter(|(reason, _)| !(met_before && code::is_repeat(reason)))
             .collect();
         if reasons.is_empty() {
             self.duplicates += 1;
@@ -243,12 +248,17 @@ fn read_rows(file: &Path) -> anyhow::Result<Rows> {
     let mut rows = Rows::default();
     for table in tables {
         if table == "suture_ledger" {
-            let mut statement = connection.prepare("select txid, state, business_key from suture_ledger")?;
+            let mut statement = connection.prepare("select txid, state, business_key, code from suture_ledger")?;
             let mut found = statement.query([])?;
             while let Some(row) = found.next().with_context(place)? {
                 let business_key: Option<String> = row.get(2)?;
-                let rule = business_key.and_then(|key| Some(key.split_once(':')?.0.to_string()));
-                rows.ledger.insert(row.get(0)?, (row.get(1)?, rule));
+                let (state, refusal): (String, Option<String>) = (row.get(1)?, row.get(3)?);
+                let rule = business_key.as_deref().and_then(|key| Some(key.split_once(':')?.0.to_string()));
+                let is_refused = refusal.is_some_and(|code| !code::is_repeat(&code));
+                if state == "committed" || (state == "refused" && is_refused) {
+                    rows.settled.extend(business_key);
+                }
+                rows.ledger.insert(row.get(0)?, (state, rule));
             }
         } else if !table.starts_with("suture_") {
             let txids = text_column(&connection, &format!("select txid from \"{table}\" where txid is not null"))?;

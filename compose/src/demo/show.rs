@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::watch::Watch;
 
 /// How often a plain line is printed, at most.
-const PLAIN_LINE: Duration = Duration::from_secs(1);
+const PLAIN_LINE: Duration = Duration::from_millis(250);
 
 /// The display.
 pub struct Show {
@@ -91,8 +91,10 @@ impl Show {
         }
     }
 
-    /// Leaves the last picture standing.
-    pub fn finish(&self) {
+    /// The last picture, which stays.
+    pub fn last(&mut self, watch: &Watch, counts: &IngestCounts, kills: usize) {
+        self.last_at = None;
+        self.progress(watch, counts, kills);
         if let Some(bars) = &self.bars {
             bars.events.abandon();
             bars.votes.abandon();

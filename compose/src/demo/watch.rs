@@ -17,6 +17,7 @@ use suture_topics::probe::Probe;
 use suture_topics::reader::{Reader, ReaderEvent};
 use suture_topics::record::Record;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 
 use super::world::World;
 
@@ -52,11 +53,17 @@ pub struct Watch {
     outcomes_at_glance: usize,
     finished: BTreeSet<Origin>,
     progress: watch::Sender<Progress>,
-    glances: Arc<std::sync::Mutex<Glances>>,
+    clients: Arc<std::sync::Mutex<Clients>>,
+}
+
+/// How far each database was when it was looked at.
+pub struct Glance {
+    applied: BTreeMap<Participant, (u64, u64)>,
+    outcomes: usize,
 }
 
 /// The clients that are asked now and then, by blocking calls.
-struct Glances {
+struct Clients {
     probe: Probe,
     acks: GroupOffsets,
 }
@@ -80,11 +87,11 @@ impl Watch {
                     reader.add(&[(name, partition, end)]);
                 }
             }
-            let glances = Glances { probe, acks: GroupOffsets::new(kafka) };
+            let clients = Clients { probe, acks: GroupOffsets::new(kafka) };
             let upstream = world.upstream.clone();
-            Ok((reader, names, log, glances, upstream))
+            Ok((reader, names, log, clients, upstream))
         });
-        let (reader, names, log, glances, upstream) = started.await??;
+        let (reader, names, log, clients, upstream) = started.await??;
         Ok(Self {
             _reader: reader,
             events,
@@ -100,7 +107,7 @@ impl Watch {
             outcomes_at_glance: 0,
             finished: BTreeSet::new(),
             progress: watch::Sender::new(Progress::default()),
-            glances: Arc::new(std::sync::Mutex::new(glances)),
+            clients: Arc::new(std::sync::Mutex::new(clients)),
         })
     }
 
@@ -114,15 +121,23 @@ impl Watch {
         self.events.recv().await.context("the reading thread has ended")
     }
 
-    /// Takes in what was read.
-    pub fn take_in(&mut self, event: ReaderEvent) {
-        if let ReaderEvent::Records(records) = event {
-            for record in &records {
-                self.take_in_record(record);
+    /// Takes in what was read. What cannot be read any more would be waited for without an end.
+    pub fn take_in(&mut self, event: ReaderEvent) -> anyhow::Result<()> {
+        match event {
+            ReaderEvent::Records(records) => {
+                for record in &records {
+                    self.take_in_record(record);
+                }
+                // The feeder may have ended.
+                self.progress.send_replace(Progress { finished: self.finished.len() as u64 });
             }
-            // The feeder may have ended.
-            self.progress.send_replace(Progress { finished: self.finished.len() as u64 });
+            ReaderEvent::Positioned { .. } => {}
+            ReaderEvent::OutOfRange { topic, partition } => {
+                bail!("{topic}/{partition} has dropped records before this demo has read them")
+            }
+            ReaderEvent::Failed(failure) => return Err(failure).context("following the topics"),
         }
+        Ok(())
     }
 
     fn take_in_record(&mut self, record: &Record) {
@@ -190,38 +205,39 @@ impl Watch {
         is_fresh && !self.applied.is_empty() && self.applied.values().all(|(applied, there)| applied == there)
     }
 
-    /// Looks how far each database is: the committed offsets of its group, against the ends of the decisions.
-    pub async fn glance(&mut self, world: &Arc<World>) -> anyhow::Result<()> {
-        let (world, glances) = (Arc::clone(world), Arc::clone(&self.glances));
-        let outcomes = self.outcomes.len();
-        let seen = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
-            let Ok(mut glances) = glances.lock() else { bail!("a look at the groups has panicked") };
+    /// Begins to look how far each database is: the committed offsets of its group, against the ends of the decisions.
+    pub fn begin_glance(&self, world: &Arc<World>) -> JoinHandle<anyhow::Result<Glance>> {
+        // Ignored events make no record that would wake the feeder.
+        self.progress.send_replace(Progress { finished: self.finished.len() as u64 });
+        let (world, clients, outcomes) = (Arc::clone(world), Arc::clone(&self.clients), self.outcomes.len());
+        tokio::task::spawn_blocking(move || {
+            let Ok(mut clients) = clients.lock() else { bail!("a look at the groups has panicked") };
             let decisions = Topic::Decisions.name(&world.kafka.prefix);
             let partitions: Vec<_> = (0..i32::from(world.kafka.partitions)).map(|i| (decisions.as_str(), i)).collect();
             let mut ends = Vec::new();
             for (topic, partition) in &partitions {
-                ends.push(glances.probe.watermarks(topic, *partition)?.1);
+                ends.push(clients.probe.watermarks(topic, *partition)?.1);
             }
             let mut applied = BTreeMap::new();
             for participant in world.participants() {
                 let group = participant_group(&world.kafka.prefix, &participant);
-                let committed = glances.acks.committed(&group, &partitions)?;
+                let committed = clients.acks.committed(&group, &partitions)?;
                 let done = committed.iter().zip(&ends).map(|(committed, end)| match committed {
                     Some(committed) => committed.offset.min(*end),
                     None => 0,
                 });
                 applied.insert(participant, (done.sum::<u64>(), ends.iter().sum::<u64>()));
             }
-            Ok(applied)
-        });
-        // A passing failure (a group that is being rebalanced) is looked at again in a moment.
-        // Ignored events make no record that would wake the feeder.
-        self.progress.send_replace(Progress { finished: self.finished.len() as u64 });
-        if let Ok(applied) = seen.await? {
+            Ok(Glance { applied, outcomes })
+        })
+    }
+
+    /// Takes in what was seen. A passing failure (a group that is being rebalanced) is looked at again in a moment.
+    pub fn end_glance(&mut self, seen: anyhow::Result<Glance>) {
+        if let Ok(Glance { applied, outcomes }) = seen {
             self.applied = applied;
             self.outcomes_at_glance = outcomes;
         }
-        Ok(())
     }
 }
 

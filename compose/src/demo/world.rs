@@ -1,6 +1,9 @@
 //! What a demo stands on: a folder, its keys, a broker, topics, and three seeded databases.
 
 use anyhow::{Context, bail};
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use suture_contract::ids::{Deployment, LogLetters, Participant};
@@ -230,7 +233,14 @@ fn prefix(folder: &Path) -> anyhow::Result<Deployment> {
 fn kept(folder: &Path, name: &str, make: impl FnOnce() -> anyhow::Result<String>) -> anyhow::Result<String> {
     let file = folder.join(name);
     if !file.exists() {
-        std::fs::write(&file, make()? + "\n").with_context(|| format!("{}: cannot be written", file.display()))?;
+        // Two of these files are secrets.
+        let mut created = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&file)
+            .with_context(|| format!("{}: cannot be written", file.display()))?;
+        writeln!(created, "{}", make()?).with_context(|| format!("{}: cannot be written", file.display()))?;
     }
     let text = std::fs::read_to_string(&file).with_context(|| format!("{}: cannot be read", file.display()))?;
     Ok(text.trim().to_string())
