@@ -97,6 +97,7 @@ type Found = (Txid, Option<i64>, Request);
 impl Logs {
     fn open(kafka: &KafkaSettings) -> anyhow::Result<Self> {
         let probe = Probe::start(kafka)?;
+        probe.brokers()?;
         let log = probe.letters(&Topic::Requests.name(&kafka.prefix))?;
         let (post, events) = mpsc::channel(16);
         let reader = Reader::start(kafka, &format!("{}.tx", kafka.prefix), post)?;

@@ -36,6 +36,7 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 /// Answers questions about the cluster.
 pub struct Probe {
     consumer: BaseConsumer<Quiet>,
+    bootstrap: String,
     requests_topic: String,
     log_letters: Option<LogLetters>,
     embedded: OnceLock<bool>,
@@ -56,15 +57,18 @@ impl Probe {
         let consumer = BaseConsumer::from_config_and_context(&settings.probe()?, Quiet)
             .map_err(|error| KafkaFailure::of("starting the probe", &error))?;
         let requests_topic = Topic::Requests.name(&settings.prefix);
-        Ok(Self { consumer, requests_topic, log_letters: settings.log_letters, embedded: OnceLock::new() })
+        let (bootstrap, log_letters) = (settings.bootstrap.clone(), settings.log_letters);
+        Ok(Self { consumer, bootstrap, requests_topic, log_letters, embedded: OnceLock::new() })
     }
 
     /// A partition's first offset, and the one that its next record will get.
     pub fn watermarks(&self, topic: &str, partition: i32) -> Result<(u64, u64), KafkaFailure> {
         self.serve_queue();
         let doing = || format!("asking for the ends of {topic}/{partition}");
-        let (low, high) =
-            self.consumer.fetch_watermarks(topic, partition, ANSWER).map_err(|error| of_leaders(doing(), &error))?;
+        let (low, high) = self
+            .consumer
+            .fetch_watermarks(topic, partition, ANSWER)
+            .map_err(|error| self.of_leaders(topic, doing(), &error))?;
         match (u64::try_from(low), u64::try_from(high)) {
             (Ok(low), Ok(high)) => Ok((low, high)),
             _ => Err(KafkaFailure::Again(format!("{}: no leader knows them", doing()))),
@@ -99,13 +103,13 @@ impl Probe {
         self.topics()
     }
 
-    /// How many brokers the cluster has now.
+    /// How many brokers the cluster has now. The first question of a tool: its failure names kafka.bootstrap.
     pub fn brokers(&self) -> Result<usize, KafkaFailure> {
         self.serve_queue();
         let metadata = self
             .consumer
             .fetch_metadata(Some(&self.requests_topic), ANSWER)
-            .map_err(|error| KafkaFailure::of("asking for the brokers", &error))?;
+            .map_err(|error| KafkaFailure::of(format!("asking kafka.bootstrap ({})", self.bootstrap), &error))?;
         Ok(metadata.brokers().len())
     }
 
@@ -157,7 +161,8 @@ impl Probe {
             list.add_partition_offset(topic, partition, Offset::Offset(timestamp_ms))
                 .map_err(|error| KafkaFailure::of(doing(), &error))?;
         }
-        let list = self.consumer.offsets_for_times(list, ANSWER).map_err(|error| of_leaders(doing(), &error))?;
+        let list =
+            self.consumer.offsets_for_times(list, ANSWER).map_err(|error| self.of_leaders(topic, doing(), &error))?;
         let mut entries = ffi::list_entries(&list);
         entries.sort_by_key(|entry| entry.partition);
         let offset = |entry: ffi::ListEntry| match entry.code {
@@ -204,6 +209,19 @@ impl Probe {
         Ok(*self.embedded.get_or_init(|| name.starts_with("mockCluster")))
     }
 
+    /// Classes the failure of a question to partitions' leaders. Of partitions without one, because a broker was killed,
+    /// librdkafka says that they are unknown, and believes it for as long as it keeps what it knows (minutes): it must be
+    /// told to look again. Of a topic that is gone it says something else.
+    fn of_leaders(&self, topic: &str, doing: String, error: &KafkaError) -> KafkaFailure {
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::UnknownPartition) {
+            return KafkaFailure::of(doing, error);
+        }
+        match self.consumer.fetch_metadata(Some(topic), ANSWER) {
+            Ok(_) => KafkaFailure::Again(format!("{doing}: no leader")),
+            Err(error) => KafkaFailure::of(doing, &error),
+        }
+    }
+
     /// A client's log lines and errors queue up until somebody polls.
     fn serve_queue(&self) {
         for _ in 0..100 {
@@ -211,15 +229,6 @@ impl Probe {
                 return;
             }
         }
-    }
-}
-
-/// A question that goes to partitions' leaders. While none of them has one, because a broker was killed, librdkafka says of
-/// all of them that they are unknown; of a topic that is gone it says something else.
-fn of_leaders(doing: String, error: &KafkaError) -> KafkaFailure {
-    match error.rdkafka_error_code() {
-        Some(RDKafkaErrorCode::UnknownPartition) => KafkaFailure::Again(format!("{doing}: no leader")),
-        _ => KafkaFailure::of(doing, error),
     }
 }
 

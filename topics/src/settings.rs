@@ -9,6 +9,8 @@ use std::fmt;
 
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaConfRes;
 use serde::Deserialize;
 use suture_contract::ids::{Deployment, LogLetters};
 use suture_contract::topic_map::DEFAULT_PARTITIONS;
@@ -94,6 +96,17 @@ impl KafkaSettings {
             if let Some(remedy) = remedy_for(name, value) {
                 return refuse(&format!("properties.\"{name}\""), remedy);
             }
+            // librdkafka's own words would repeat the value.
+            let remedy = match ClientConfig::new().set(name, value).create_native_config() {
+                Ok(_) => continue,
+                Err(KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..)) => {
+                    "librdkafka knows no such property; see its CONFIGURATION.md"
+                }
+                Err(_) => {
+                    "librdkafka does not take its value; TLS and SCRAM need a build with `--features tls`"
+                }
+            };
+            return refuse(&format!("properties.\"{name}\""), remedy);
         }
         Ok(())
     }
@@ -305,8 +318,18 @@ mod tests {
         assert_eq!((settings.session_timeout_ms, settings.fetch_wait_max_ms), (6_000, 100));
         let full = "bootstrap = 'a:9092'\nprefix = 'demo'\npartitions = 3\nlog_letters = 'k3f9q'\n\
                     session_timeout_ms = 1500\nfetch_wait_max_ms = 5\n\
-                    [properties]\n'security.protocol' = 'SASL_SSL'\n'sasl.password' = 'secret'";
+                    [properties]\n'security.protocol' = 'SASL_PLAINTEXT'\n'sasl.password' = 'secret'";
         assert_eq!(parse(full).unwrap().check(), Ok(()));
+    }
+
+    #[test]
+    fn a_mistyped_property_is_refused_and_its_value_never_shown() {
+        for (name, value) in [("sasl.passwrd", "hunter2"), ("security.protocol", "hunter2")] {
+            let settings = with_property(name, value);
+            let refused = settings.check().unwrap_err();
+            assert_eq!(refused.key, format!("properties.\"{name}\""));
+            assert!(!refused.to_string().contains(value) && !format!("{settings:?}").contains(value), "{refused}");
+        }
     }
 
     #[test]

@@ -149,7 +149,7 @@ impl World {
             Some(_) => "a temporary folder".to_string(),
             None => self.folder.display().to_string(),
         };
-        format!("{events} surgeries, three organisations' databases (SQLite, in {kept}), {broker}")
+        format!("{events} event(s), three organisations' databases (SQLite, in {kept}), {broker}")
     }
 
     /// How to look at the topics by hand.
