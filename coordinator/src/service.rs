@@ -1,11 +1,11 @@
 //! The coordinator's service: three beats around the pure shards.
 //!
 //! ```text
-//!   select one Event  ->  apply it to its shard, synchronously  ->  carry out the shard's Step
+//!   select one event  ->  apply it to its shard, synchronously  ->  carry out the shard's Step
 //! ```
 //!
 //! One task owns all shards of this process; there is no lock. Everything that blocks (watermarks, committed offsets, the
-//! commit of positions) runs on threads of its own and comes back as an [`Event`]. Rebalances only post an event.
+//! commit of positions) runs on threads of its own and comes back as an event. Rebalances only post one.
 //!
 //! The way of a shard through this file:
 //!

@@ -102,9 +102,7 @@ impl KafkaSettings {
                 Err(KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..)) => {
                     "librdkafka knows no such property; see its CONFIGURATION.md"
                 }
-                Err(_) => {
-                    "librdkafka does not take its value; TLS and SCRAM need a build with `--features tls`"
-                }
+                Err(_) => "librdkafka does not take its value; TLS and SCRAM need a build with `--features tls`",
             };
             return refuse(&format!("properties.\"{name}\""), remedy);
         }

@@ -45,7 +45,7 @@ pub struct DemoArgs {
     /// Events to feed, one FHIR transaction Bundle a line. Without it: 125 synthetic surgeries that come with the program.
     #[arg(long, value_name = "FILE.ndjson")]
     events: Option<PathBuf>,
-    /// Keep the databases (<participant>.sqlite) and the demo's keys here. Without it: a temporary folder.
+    /// Keep the databases (one .sqlite file a participant) and the demo's keys here. Without it: a temporary folder.
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Print a JSON object as the last line of standard output.
