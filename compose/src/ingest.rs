@@ -10,7 +10,7 @@ use clap::Subcommand;
 use suture_contract::keys::{HashKey, IdentityKey};
 use suture_contract::topic_map::DEFAULT_PARTITIONS;
 use suture_coordinator_core::ingest::Keys;
-use suture_coordinator_core::ingest::explain::explain;
+use suture_coordinator_core::ingest::explain::{Explained, explain};
 
 use crate::settings::Settings;
 use crate::{ConfigArg, logging, services};
@@ -28,7 +28,7 @@ pub struct IngestArgs {
 #[derive(Subcommand)]
 enum IngestCommand {
     /// Show what the rules make of an event, without Kafka: the rule, the keys, what each participant gets, or why it
-    /// is rejected.
+    /// is rejected (then the exit code is 1).
     Explain(ExplainArgs),
 }
 
@@ -93,7 +93,7 @@ fn explain_file(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
         true => bytes.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty()).collect(),
         false => vec![(0, bytes.as_slice())],
     };
-    let mut explained = 0;
+    let (mut explained, mut rejected) = (0, 0);
     for (index, event) in events.into_iter().filter(|(index, _)| args.line.is_none_or(|line| line == index + 1)) {
         let explanation = explain(&rules, &keys, shards, Some(event));
         if args.json {
@@ -105,11 +105,12 @@ fn explain_file(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
             println!("{}", explanation.to_text());
         }
         explained += 1;
+        rejected += usize::from(matches!(explanation.result, Explained::Rejected { .. }));
     }
     if explained == 0 {
         anyhow::bail!("{place}: there is no such line");
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(if rejected == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn example_keys() -> anyhow::Result<Keys> {

@@ -8,7 +8,6 @@ use clap::Subcommand;
 use suture_contract::ids::Participant;
 use suture_contract::topic_map::Topic;
 use suture_topics::admin;
-use suture_topics::failure::KafkaFailure;
 use suture_topics::plan::{Finding, Severity, Wanted, is_safe};
 use suture_topics::probe::Probe;
 use suture_topics::settings::KafkaSettings;
@@ -45,14 +44,12 @@ struct PlanArgs {
     config: ConfigArg,
 }
 
-type Ask = fn(Wanted<'_>) -> Result<Vec<Finding>, KafkaFailure>;
-
 /// Plans, applies or checks. The exit code is 0 if every topic is there and safe; for `plan` also if some are missing.
 pub fn run(args: &TopicsArgs) -> anyhow::Result<ExitCode> {
-    let (args, ask, tolerated): (_, Ask, _) = match &args.command {
-        TopicsCommand::Plan(args) => (args, admin::plan, Severity::Missing),
-        TopicsCommand::Apply(args) => (args, admin::apply, Severity::Advice),
-        TopicsCommand::Check(args) => (args, admin::plan, Severity::Advice),
+    let (args, apply, tolerated) = match &args.command {
+        TopicsCommand::Plan(args) => (args, false, Severity::Missing),
+        TopicsCommand::Apply(args) => (args, true, Severity::Advice),
+        TopicsCommand::Check(args) => (args, false, Severity::Advice),
     };
     let settings = Settings::load(&args.config.config)?;
     let mut participants = settings.participant_names()?;
@@ -63,9 +60,17 @@ pub fn run(args: &TopicsArgs) -> anyhow::Result<ExitCode> {
         bail!("no participant is named: add them to [participants] or to the rules, or use --participant NAME");
     }
     let allow_single_broker = args.allow_single_broker;
-    let findings = ask(Wanted { settings: &settings.kafka, participants: &participants, allow_single_broker })?;
+    let wanted = Wanted { settings: &settings.kafka, participants: &participants, allow_single_broker };
+    let before = admin::plan(wanted)?;
+    let findings = if apply { admin::apply(wanted)? } else { before.clone() };
     for finding in &findings {
-        println!("{finding}");
+        let was_missing = |known: &&Finding| known.subject == finding.subject && known.severity == Severity::Missing;
+        let created = finding.severity < Severity::Missing && before.iter().any(|known| was_missing(&known));
+        println!("{finding}{}", if created { " (created)" } else { "" });
+    }
+    let wrong = findings.iter().filter(|finding| finding.severity == Severity::Wrong).count();
+    if apply && wrong > 0 {
+        println!("nothing was created, because {wrong} finding(s) are WRONG");
     }
     let worst = findings.iter().map(|finding| finding.severity).max().unwrap_or(Severity::Fine);
     Ok(if worst <= tolerated { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -16,7 +16,8 @@ use anyhow::{Context, bail};
 use clap::Subcommand;
 use suture_contract::codec::{self, RequestsRecord};
 use suture_contract::ids::{Origin, Participant, Shard, Txid};
-use suture_contract::messages::{Ballot, Decision, Outcome, Prepare, Request, Verdict, Vote, Voter};
+use suture_contract::messages::{Ballot, Decision, Outcome, Prepare, Rejection, Request, Verdict, Vote, Voter};
+use suture_contract::partitioner::shard_of;
 use suture_contract::topic_map::{Topic, participant_group};
 use suture_topics::acks::GroupOffsets;
 use suture_topics::probe::Probe;
@@ -74,6 +75,13 @@ pub fn run(args: TxArgs) -> anyhow::Result<ExitCode> {
         (None, None) => bail!("name a transaction"),
     };
     if wanted.is_empty() {
+        if let Some(origin) = args.what.as_deref().and_then(|what| what.parse::<Origin>().ok())
+            && let Some(rejection) = logs.rejection(&origin)?
+        {
+            let field = rejection.field.map(|field| format!(", field {field}")).unwrap_or_default();
+            println!("{origin} was rejected: {}{field}", rejection.code);
+            return Ok(ExitCode::FAILURE);
+        }
         println!("no such transaction is in the requests topic (its records may have left it by age)");
         return Ok(ExitCode::FAILURE);
     }
@@ -129,6 +137,23 @@ impl Logs {
                 found.extend(as_request(log, record).filter(|(_, _, request)| wanted(request)));
                 true
             })?;
+        }
+        Ok(found)
+    }
+
+    /// The rejection of an event or of a request.
+    fn rejection(&mut self, origin: &Origin) -> anyhow::Result<Option<Rejection>> {
+        let key = origin.to_string();
+        let shard = shard_of(key.as_bytes(), self.kafka.partitions);
+        let mut found = None;
+        for shard in [shard, Shard::of_partition(origin.partition).unwrap_or(shard)] {
+            if shard.0 < self.kafka.partitions {
+                self.read(&Topic::Rejected, shard, 0, |record| {
+                    let rejection = codec::decode::<Rejection>(value(record)).ok();
+                    found = found.take().or(rejection.filter(|rejection| rejection.origin == *origin));
+                    found.is_none()
+                })?;
+            }
         }
         Ok(found)
     }

@@ -215,6 +215,13 @@ fn upstream(prefix: &Deployment) -> String {
 
 /// The folder's keys; made at the first run.
 pub fn keys(folder: &Path) -> anyhow::Result<Keys> {
+    let has_databases = PARTICIPANTS.iter().any(|(participant, ..)| database(folder, participant).exists());
+    if has_databases && !folder.join("identity.key").exists() {
+        bail!(
+            "{}: identity.key is missing and there are databases made with it: put it back, or use another folder",
+            folder.display()
+        );
+    }
     let identity = kept(folder, "identity.key", || Ok(hex(&random::bytes::<32>()?)))?;
     let hash = kept(folder, "hash.key", || Ok(hex(&random::bytes::<32>()?)))?;
     Ok(Keys {
