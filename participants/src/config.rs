@@ -11,7 +11,8 @@
 //! connections = 16                     # for prepares
 //! decision_connections = 4             # for decisions, which never wait for prepares
 //! cap = 100                            # most branches in doubt at once
-//! lock_timeout_ms = 1000
+//! lock_timeout_ms = 1000               # how long a step waits for a row
+//! key_timeout_ms = 500                 # how long a prepare waits for a branch in doubt of the same business key
 //! statement_timeout_ms = 5000
 //! lost_after_ms = 3000                 # how long a missing branch is looked for before it is called lost
 //!
@@ -88,8 +89,11 @@ pub struct PostgresSettings {
     pub decision_connections: usize,
     /// Most branches in doubt at once.
     pub cap: usize,
-    /// How long a statement of a prepare waits for a lock.
+    /// How long a step of a prepare waits for a lock.
     pub lock_timeout: Duration,
+    /// How long a prepare waits for a branch in doubt of the same business key. Short: participants whose connections all
+    /// wait so for each other's decisions come no further until then.
+    pub key_timeout: Duration,
     /// How long a statement of a prepare may run.
     pub statement_timeout: Duration,
     /// How long a missing branch is looked for before it is called lost.
@@ -187,6 +191,7 @@ struct RawDatabase {
     decision_connections: Option<usize>,
     cap: Option<usize>,
     lock_timeout_ms: Option<u64>,
+    key_timeout_ms: Option<u64>,
     statement_timeout_ms: Option<u64>,
     lost_after_ms: Option<u64>,
 }
@@ -247,6 +252,7 @@ impl RawDatabase {
             decision_connections: self.decision_connections.unwrap_or(4),
             cap: self.cap.unwrap_or(100),
             lock_timeout: Duration::from_millis(self.lock_timeout_ms.unwrap_or(1_000)),
+            key_timeout: Duration::from_millis(self.key_timeout_ms.unwrap_or(500)),
             statement_timeout: Duration::from_millis(self.statement_timeout_ms.unwrap_or(5_000)),
             lost_after: Duration::from_millis(self.lost_after_ms.unwrap_or(3_000)),
         };
@@ -260,9 +266,11 @@ impl RawDatabase {
                 return wrong(key, "must be from 1 to 10000");
             }
         }
-        for (key, duration) in
-            [("lock_timeout_ms", settings.lock_timeout), ("statement_timeout_ms", settings.statement_timeout)]
-        {
+        for (key, duration) in [
+            ("lock_timeout_ms", settings.lock_timeout),
+            ("key_timeout_ms", settings.key_timeout),
+            ("statement_timeout_ms", settings.statement_timeout),
+        ] {
             // To PostgreSQL 0 means endless, and it takes no more than 31 bits.
             if duration.is_zero() || duration > Duration::from_secs(3_600) {
                 return wrong(key, "must be from 1 to 3600000");
@@ -280,6 +288,7 @@ impl RawDatabase {
             ("decision_connections", self.decision_connections.is_some()),
             ("cap", self.cap.is_some()),
             ("lock_timeout_ms", self.lock_timeout_ms.is_some()),
+            ("key_timeout_ms", self.key_timeout_ms.is_some()),
             ("statement_timeout_ms", self.statement_timeout_ms.is_some()),
             ("lost_after_ms", self.lost_after_ms.is_some()),
         ];
@@ -295,6 +304,7 @@ impl std::fmt::Debug for PostgresSettings {
             .field("decision_connections", &self.decision_connections)
             .field("cap", &self.cap)
             .field("lock_timeout", &self.lock_timeout)
+            .field("key_timeout", &self.key_timeout)
             .field("statement_timeout", &self.statement_timeout)
             .field("lost_after", &self.lost_after)
             .finish_non_exhaustive()
@@ -356,6 +366,7 @@ mod tests {
             decision_connections: 1,
             cap: 1,
             lock_timeout: Duration::from_secs(1),
+            key_timeout: Duration::from_secs(1),
             statement_timeout: Duration::from_secs(1),
             lost_after: Duration::from_secs(1),
         };

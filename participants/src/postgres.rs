@@ -322,9 +322,10 @@ impl PostgresResource {
         }
         let begin = format!(
             "begin isolation level read committed; set local lock_timeout = {}; set local statement_timeout = {}",
-            self.settings.lock_timeout.as_millis(),
+            self.settings.key_timeout.as_millis(),
             self.settings.statement_timeout.as_millis(),
         );
+        let step_locks = format!("set local lock_timeout = {}", self.settings.lock_timeout.as_millis());
         let row = LedgerRow::of(prepare, State::Committed, None);
         let row_parameters = row.parameters();
         let bound: Vec<_> = operation.prepare.iter().map(|step| bound(step, values)).collect();
@@ -334,6 +335,7 @@ impl PostgresResource {
         let mut flight: Vec<InFlight<'_, Result<u64, Error>>> = vec![
             Box::pin(async { client.batch_execute(&begin).await.map(|()| 0) }),
             Box::pin(client.execute(&insert, &row_parameters)),
+            Box::pin(async { client.batch_execute(&step_locks).await.map(|()| 0) }),
         ];
         for (statement, parameters) in statements.iter().zip(&parameters) {
             flight.push(Box::pin(client.execute(statement, parameters)));
@@ -349,6 +351,9 @@ impl PostgresResource {
                 Blame::Busy => Ok(Some(Ran::Met(Collision::InProgress))),
                 Blame::Check | Blame::Statement | Blame::Database => Err(unavailable("opening a branch", &error)),
             };
+        }
+        if let Some(Err(error)) = landed.next() {
+            return Err(unavailable("opening a branch", &error));
         }
         for (step, landed) in operation.prepare.iter().zip(landed) {
             let (code, cause) = match landed {

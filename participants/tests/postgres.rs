@@ -28,6 +28,7 @@ url = "URL"
 connections = 8
 cap = 20
 lock_timeout_ms = 300
+key_timeout_ms = 300
 lost_after_ms = 300
 
 [operation.put.parameters]
@@ -307,6 +308,10 @@ async fn what_is_in_doubt_blocks_others_for_a_moment_only() {
         .await
         .unwrap(),
     );
+    // A business key is waited for briefly, however long rows are: its connection is needed.
+    let same_key = put(5, "key-1", "i1", "a", 10);
+    let answer = tokio::time::timeout(Duration::from_secs(30), prepare_one(&*bank, &same_key)).await.unwrap();
+    assert_eq!(code(&answer), "in_progress");
     let waiting = {
         let bank = Arc::clone(&bank);
         tokio::spawn(async move { prepare_one(&*bank, &put(4, "key-4", "i4", "a", 10)).await })
@@ -322,7 +327,7 @@ async fn what_is_in_doubt_blocks_others_for_a_moment_only() {
 async fn a_key_that_is_committed_meanwhile_is_a_duplicate() {
     let db = Db::new().await;
     let patient = |settings: &mut PostgresSettings, _: &mut Opening| {
-        settings.lock_timeout = Duration::from_secs(60);
+        settings.key_timeout = Duration::from_secs(60);
         settings.statement_timeout = Duration::from_secs(60);
     };
     let bank = Arc::new(db.try_open(patient).await.unwrap());

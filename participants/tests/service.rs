@@ -189,8 +189,12 @@ impl World {
 
 impl Running {
     async fn stop(self) {
+        self.end().await.unwrap();
+    }
+
+    async fn end(self) -> Result<(), ServiceError> {
         self.stop.send(true).unwrap();
-        timeout(PATIENCE, self.service).await.expect("it does not end").unwrap().unwrap();
+        timeout(PATIENCE, self.service).await.expect("it does not end").unwrap()
     }
 
     async fn kill(self) {
@@ -353,7 +357,7 @@ async fn what_must_not_be_skipped_stops_its_shard_only() {
         world.decide(&neighbour, Verdict::Commit);
         world.until_acknowledged(DECISIONS, 1, 1).await;
         assert_eq!(world.number("select count(*) from item where done and id = 'b'"), 1);
-        running.stop().await;
+        assert!(matches!(running.end().await, Err(ServiceError::StoppedShards(1))), "a stopped shard is an error");
         let committed = GroupOffsets::new(&world.kafka).committed(GROUP, &[(DECISIONS, 0)]).unwrap().remove(0);
         assert!(committed.unwrap().offset <= 1, "nothing is acknowledged past what stopped the shard");
     }

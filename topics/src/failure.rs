@@ -23,7 +23,7 @@ impl KafkaFailure {
 
     /// Classes an error of librdkafka; `doing` says what failed, for example `reading suture.requests/3`.
     pub(crate) fn of(doing: impl std::fmt::Display, error: &KafkaError) -> Self {
-        match error.rdkafka_error_code() {
+        match code_of(error) {
             Some(code) => Self::of_code(doing, code),
             // What carries no code comes from a call that librdkafka refused at once: a wrong setting or argument.
             None => Self::Fatal(format!("{doing}: {error}")),
@@ -56,6 +56,14 @@ pub(crate) enum Weight {
     Client,
 }
 
+/// rdkafka says it of all errors but those of the admin client.
+fn code_of(error: &KafkaError) -> Option<RDKafkaErrorCode> {
+    match error {
+        KafkaError::AdminOp(code) => Some(*code),
+        error => error.rdkafka_error_code(),
+    }
+}
+
 pub(crate) fn weight(code: RDKafkaErrorCode) -> Weight {
     use RDKafkaErrorCode as Code;
     match code {
@@ -85,5 +93,18 @@ pub(crate) fn weight(code: RDKafkaErrorCode) -> Weight {
         | Code::InvalidRequest
         | Code::CriticalSystemResource => Weight::Client,
         _ => Weight::Passing,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broker_that_goes_away_is_no_reason_to_end() {
+        let gone = RDKafkaErrorCode::BrokerTransportFailure;
+        for error in [KafkaError::AdminOp(gone), KafkaError::MetadataFetch(gone), KafkaError::OffsetFetch(gone)] {
+            assert!(!KafkaFailure::of("asking", &error).is_fatal(), "{error}");
+        }
     }
 }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::logs::{Logs, Story};
 use crate::rows::{Contents, Rows};
+use crate::secrets;
 use crate::world::{PARTICIPANTS, World};
 
 /// Reads everything, checks it, and gives what was read.
@@ -31,6 +32,7 @@ pub fn shards(world: &World, have_ended: impl Fn(i32) -> bool) -> (Logs, Rows) {
     }
     nothing_reserved(&rows);
     used_is_what_was_claimed(&rows);
+    secrets::stay_at_the_hospital(world, &logs, &rows);
     (logs, rows)
 }
 

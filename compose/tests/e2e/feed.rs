@@ -55,6 +55,9 @@ pub fn samples() -> Vec<Sample> {
     samples
 }
 
+/// Topic, partition, key, value.
+type Record<'v> = (String, i32, Vec<u8>, Option<&'v [u8]>);
+
 /// A producer of our own.
 pub struct Feed {
     outbox: Outbox,
@@ -88,7 +91,7 @@ impl Feed {
         self.append_all(&[(topic.to_string(), partition, key.to_vec(), value)])[0].offset
     }
 
-    fn append_all(&mut self, records: &[(String, i32, Vec<u8>, Option<&[u8]>)]) -> Vec<Place> {
+    fn append_all(&mut self, records: &[Record<'_>]) -> Vec<Place> {
         let mut places: Vec<Option<Place>> = records.iter().map(|_| None).collect();
         let mut waiting: Vec<usize> = (0..records.len()).collect();
         while !waiting.is_empty() {

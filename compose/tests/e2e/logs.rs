@@ -89,7 +89,9 @@ impl Logs {
         let rejected = self.rejections();
         let mut stories: BTreeMap<String, Story> = BTreeMap::new();
         let story = |stories: &mut BTreeMap<String, Story>, txid: &str, put: &mut dyn FnMut(&mut Story)| {
-            put(stories.entry(txid.to_string()).or_insert_with(|| Story { txid: txid.to_string(), ..Story::default() }));
+            put(stories
+                .entry(txid.to_string())
+                .or_insert_with(|| Story { txid: txid.to_string(), ..Story::default() }));
         };
         for (name, entries) in &self.topics {
             for entry in entries {

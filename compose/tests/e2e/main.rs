@@ -2,14 +2,16 @@
 //! servers; where they are missing these tests fail.
 //!
 //! ```text
-//! cluster.rs   the servers, Kafka's own tools, whose turn it is
-//! world.rs     a deployment of one's own: topics, databases, configuration, seeded
-//! process.rs   `suture` as processes: start, kill, freeze, drain
-//! feed.rs      events into the upstream topic
-//! logs.rs      an own copy of every topic
-//! rows.rs      what stands in the three databases
-//! oracle.rs    what must become of each event, computed from events and seeds alone
-//! check.rs     what must hold whatever happened
+//! cluster.rs      the servers, Kafka's own tools, whose turn it is
+//! world.rs        a deployment of one's own: topics, databases, configuration, seeded
+//! process.rs      `suture` as processes: start, kill, freeze, drain
+//! feed.rs         events into the upstream topic
+//! logs.rs         an own copy of every topic
+//! rows.rs         what stands in the three databases
+//! oracle.rs       what must become of each event, computed from events and seeds alone
+//! check.rs        what must hold whatever happened
+//! undisturbed.rs  what the databases hold when nothing happens
+//! secrets.rs      who the patients are stands nowhere but at the hospital
 //! ```
 
 mod check;
@@ -19,8 +21,15 @@ mod logs;
 mod oracle;
 mod process;
 mod rows;
+mod secrets;
+mod undisturbed;
 mod world;
 
+mod absent;
+mod broken;
+mod kill;
 mod operator;
+mod postgres_kill;
 mod surgeries;
 mod twice;
+mod zombie;

@@ -16,8 +16,19 @@ use crate::logs::Logs;
 use crate::rows::Rows;
 
 const SURGERY: [&str; 13] = [
-    "11466000", "22523008", "43075005", "80146002", "88039007", "90470006", "232717009", "274031008", "415070008",
-    "418824004", "429609002", "433112001", "609588000",
+    "11466000",
+    "22523008",
+    "43075005",
+    "80146002",
+    "88039007",
+    "90470006",
+    "232717009",
+    "274031008",
+    "415070008",
+    "418824004",
+    "429609002",
+    "433112001",
+    "609588000",
 ];
 const AFTERCARE: [&str; 2] = ["387685009", "699253003"];
 const RECORD_NUMBERS: &str = "http://hospital.smarthealthit.org";
@@ -32,7 +43,7 @@ pub enum Expected {
     /// Ingest rejects it, with this code.
     Rejected(&'static str),
     /// It becomes a transaction.
-    Case(Case),
+    Case(Box<Case>),
 }
 
 /// A transaction.
@@ -40,6 +51,8 @@ pub enum Expected {
 pub struct Case {
     /// The encounter.
     pub number: String,
+    /// The patient's medical record number.
+    pub patient: String,
     /// In the order of the request.
     pub participants: Vec<&'static str>,
     /// Who must say no, and why.
@@ -103,7 +116,9 @@ pub fn verify_rows(expected: &[Expected], rows: &Rows) {
     assert_eq!(logged, recorded.len(), "an operation logged for each encounter");
     let claimed: BTreeMap<&str, i64> = insurer
         .table("claim")
-        .map(|row| (row.fields["claim_id"].as_str().expect("text"), row.fields["amount_minor"].as_i64().expect("minor")))
+        .map(|row| {
+            (row.fields["claim_id"].as_str().expect("text"), row.fields["amount_minor"].as_i64().expect("minor"))
+        })
         .collect();
     let mut claims = 0;
     for (index, case) in cases(expected) {
@@ -111,10 +126,14 @@ pub fn verify_rows(expected: &[Expected], rows: &Rows) {
         if case.must_commit() {
             assert!(is_recorded, "event {index} must commit and did not: {case:?}");
         } else if case.noes.is_empty() {
-            let winners = case.rivals.iter().filter(|rival| {
-                matches!(&expected[**rival], Expected::Case(rival) if recorded.contains(&rival.number))
-            });
-            assert_eq!(winners.count() + usize::from(is_recorded), 1, "of event {index} and its rivals one wins: {case:?}");
+            let winners = case.rivals.iter().filter(
+                |rival| matches!(&expected[**rival], Expected::Case(rival) if recorded.contains(&rival.number)),
+            );
+            assert_eq!(
+                winners.count() + usize::from(is_recorded),
+                1,
+                "of event {index} and its rivals one wins: {case:?}"
+            );
         } else {
             assert!(!is_recorded, "event {index} must be refused and was committed: {case:?}");
         }
@@ -165,7 +184,7 @@ fn verify_noes(what: &str, case: &Case, noes: &BTreeMap<String, String>) {
 /// The cases, with the numbers of their events.
 pub fn cases(expected: &[Expected]) -> impl Iterator<Item = (usize, &Case)> {
     expected.iter().enumerate().filter_map(|(index, expected)| match expected {
-        Expected::Case(case) => Some((index, case)),
+        Expected::Case(case) => Some((index, &**case)),
         Expected::Rejected(_) => None,
     })
 }
@@ -263,7 +282,8 @@ fn expect_one(event: &Value, coverages: &Coverages) -> Expected {
         let total_minor = minor(&total["value"]);
         let member = (number, payer, text(&total["currency"]).to_string());
         let items = bundle.claim()["item"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let nets: i64 = items.iter().filter(|item| !item["net"].is_null()).map(|item| minor(&item["net"]["value"])).sum();
+        let nets: i64 =
+            items.iter().filter(|item| !item["net"].is_null()).map(|item| minor(&item["net"]["value"])).sum();
         match coverages.on(&member, &text(&encounter["period"]["start"])[..10]) {
             None => drop(noes.insert("insurer", "NO_COVERAGE")),
             Some(_) if nets > total_minor => drop(noes.insert("insurer", "AMOUNT")),
@@ -273,8 +293,9 @@ fn expect_one(event: &Value, coverages: &Coverages) -> Expected {
         participants.push("insurer");
         claim = Some(Claim { id: text(&bundle.claim()["id"]).to_string(), total_minor });
     }
-    Expected::Case(Case {
+    Expected::Case(Box::new(Case {
         number: text(&encounter["id"]).to_string(),
+        patient: bundle.record_number(),
         participants,
         noes,
         rivals: BTreeSet::new(),
@@ -282,7 +303,7 @@ fn expect_one(event: &Value, coverages: &Coverages) -> Expected {
         surgeon: (NPI.to_string(), surgeon),
         start: first_start,
         end: last_end,
-    })
+    }))
 }
 
 /// A FHIR transaction Bundle.

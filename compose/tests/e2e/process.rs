@@ -96,22 +96,6 @@ impl Process {
         self.signal(Signal::SIGCONT);
     }
 
-    /// Whether it runs (or is frozen).
-    pub fn is_running(&self) -> bool {
-        self.life.ended().is_none() && self.life.child.lock().unwrap().is_some()
-    }
-
-    /// Waits until it has ended by itself.
-    pub fn wait_for_end(&mut self) -> ExitStatus {
-        let mut child = self.life.child.lock().unwrap().take().unwrap_or_else(|| panic!("{} does not run", self.name));
-        let mut ended = None;
-        wait_until(&format!("{} has ended by itself", self.name), || {
-            ended = child.try_wait().expect("its end");
-            ended.is_some()
-        });
-        ended.expect("it has ended")
-    }
-
     /// All that it has logged, over all its starts.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()

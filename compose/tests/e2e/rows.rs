@@ -66,7 +66,8 @@ impl Rows {
         let mut rows = BTreeSet::new();
         for (participant, contents) in &self.0 {
             let business = contents.business.iter().map(|row| (&row.table, &row.fields));
-            let reference = contents.reference.iter().flat_map(|(table, rows)| rows.iter().map(move |row| (table, row)));
+            let reference =
+                contents.reference.iter().flat_map(|(table, rows)| rows.iter().map(move |row| (table, row)));
             for (table, fields) in business.chain(reference) {
                 rows.insert((participant.clone(), table.clone(), fields.to_string()));
             }
@@ -82,7 +83,8 @@ impl Rows {
                 rows.insert((participant.clone(), table.clone(), txid.clone(), fields.to_string()));
             }
             for (table, found) in &contents.reference {
-                let found = found.iter().map(|row| (participant.clone(), table.clone(), String::new(), row.to_string()));
+                let found =
+                    found.iter().map(|row| (participant.clone(), table.clone(), String::new(), row.to_string()));
                 rows.extend(found);
             }
         }
@@ -191,7 +193,7 @@ fn sqlite_tables(file: &Path) -> BTreeMap<String, Vec<Value>> {
     let mut tables = BTreeMap::new();
     for table in names {
         let mut statement = connection.prepare(&format!("select * from \"{table}\"")).unwrap();
-        let columns: Vec<String> = statement.column_names().into_iter().map(str::to_string).collect();
+        let columns: Vec<String> = statement.column_names().map(str::to_string).collect();
         let mut found = statement.query([]).unwrap();
         let mut rows = Vec::new();
         while let Some(row) = found.next().unwrap() {

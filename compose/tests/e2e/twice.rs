@@ -3,12 +3,12 @@
 
 use std::collections::BTreeSet;
 
+use crate::check;
 use crate::feed::{Place, samples};
 use crate::logs::{Logs, Story};
 use crate::oracle::{self, Case};
 use crate::rows::Rows;
 use crate::world::{Options, World};
-use crate::check;
 
 /// What a participant says of a business key that it met before; `aborted`: the abort came before the prepare.
 const REPEATS: [&str; 5] = ["duplicate", "in_progress", "aborted_before", "conflict", "aborted"];
@@ -36,7 +36,7 @@ fn a_surgery_that_is_delivered_again_changes_nothing() {
     assert_eq!(rows_afterwards.with_txids(), rows.with_txids(), "no row changes");
     let mut duplicates = 0;
     for (index, case) in oracle::cases(&expected) {
-        duplicates += usize::from(answered_as_repeat(case, &logs, &rows, &after_all[index]));
+        duplicates += usize::from(answered_as_repeat(case, &logs, &rows_afterwards, &after_all[index]));
     }
     assert!(duplicates * 10 >= samples.len() * 6, "{duplicates} named the transaction that they repeat");
     crew.terminate();
@@ -73,6 +73,8 @@ fn answered_as_repeat(case: &Case, logs: &Logs, rows: &Rows, delivery: &Place) -
     for participant in story.noes().into_iter().filter(|(_, code)| code == "duplicate").map(|(who, _)| who) {
         let vote = story.register(&participant).expect("a vote");
         assert_eq!(vote.text("duplicate_of"), original, "{}: {participant} names it", story.txid);
+        let noted = rows.of(&participant).ledger[&story.txid].duplicate_of.as_deref();
+        assert_eq!(noted, Some(original), "{}: so does its ledger", story.txid);
     }
     assert_eq!(outcome.json.as_ref().expect("JSON")["retryable"], false, "{}", story.txid);
     true

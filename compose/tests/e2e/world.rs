@@ -39,7 +39,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { session_timeout_ms: 3_000, deadline_ms: 60_000 }
+        Self { session_timeout_ms: 3_000, deadline_ms: 120_000 }
     }
 }
 
@@ -154,6 +154,11 @@ impl World {
     /// The configuration file, beside which all others lie.
     pub fn config_file(&self) -> PathBuf {
         config_file(self.folder.path())
+    }
+
+    /// How long participants have to vote on what an ingest asks for that starts from now on.
+    pub fn set_deadline(&self, deadline_ms: u64) {
+        write_rules(self.folder.path(), &self.upstream, deadline_ms);
     }
 
     /// A producer for the upstream topic, and for anything else.
@@ -291,15 +296,11 @@ fn configure(folder: &Path, kafka: &KafkaSettings, upstream: &str, options: &Opt
         fs::create_dir_all(folder.join(sub)).unwrap();
         for file in fs::read_dir(compose.join(sub)).unwrap() {
             let file = file.unwrap();
-            fs::copy(file.path(), folder.join(sub).join(file.file_name())).unwrap();
+            let text = fs::read_to_string(file.path()).unwrap();
+            fs::write(folder.join(sub).join(file.file_name()), patient(&text, options.deadline_ms)).unwrap();
         }
     }
-    let rules = fs::read_to_string(compose.join("config/rules.toml")).unwrap();
-    let topics = "topics = [\"hospital.surgeries\"]";
-    assert!(rules.contains(topics));
-    let deadline_ms = options.deadline_ms;
-    let rules = rules.replace(topics, &format!("topics = [\"{upstream}\"]\ndeadline_ms = {deadline_ms}"));
-    fs::write(folder.join("config/rules.toml"), rules).unwrap();
+    write_rules(folder, upstream, options.deadline_ms);
     fs::write(folder.join("config/identity.key"), IDENTITY_KEY).unwrap();
     fs::write(folder.join("config/hash.key"), HASH_KEY).unwrap();
     let (bootstrap, prefix, session_timeout_ms) = (&kafka.bootstrap, &kafka.prefix, kafka.session_timeout_ms);
@@ -324,6 +325,26 @@ insurer = "participants/insurer.postgres.toml"
 "#
     );
     fs::write(config_file(folder), settings).unwrap();
+}
+
+/// The rules of `compose/config` for another upstream topic.
+fn write_rules(folder: &Path, upstream: &str, deadline_ms: u64) {
+    let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/rules.toml");
+    let rules = fs::read_to_string(rules).unwrap();
+    let topics = "topics = [\"hospital.surgeries\"]";
+    assert!(rules.contains(topics));
+    let rules = rules.replace(topics, &format!("topics = [\"{upstream}\"]\ndeadline_ms = {deadline_ms}"));
+    fs::write(folder.join("config/rules.toml"), rules).unwrap();
+}
+
+/// A participant's file with locks waited for as long as a vote may take: on a busy machine `busy` is no answer that a test
+/// could foresee.
+fn patient(text: &str, deadline_ms: u64) -> String {
+    let wait = |line: &str| match line.split_once(" = ") {
+        Some((key @ ("lock_timeout_ms" | "statement_timeout_ms"), _)) => format!("{key} = {deadline_ms}\n"),
+        _ => format!("{line}\n"),
+    };
+    text.lines().map(wait).collect()
 }
 
 fn config_file(folder: &Path) -> PathBuf {
