@@ -291,7 +291,7 @@ fn is_whole(world: &World) -> bool {
 }
 
 /// Who is operated, in the words of the event.
-fn patient(sample: &Sample) -> String {
+pub fn patient(sample: &Sample) -> String {
     let entries = sample.event["entry"].as_array().expect("entries").iter().map(|entry| &entry["resource"]);
     let mut encounters = entries.filter(|resource| resource["resourceType"] == "Encounter");
     encounters.next().expect("an encounter")["subject"]["reference"].as_str().expect("a patient").to_string()

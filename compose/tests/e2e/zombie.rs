@@ -15,6 +15,7 @@
 use std::collections::BTreeSet;
 
 use crate::feed::{Feed, Place, Sample};
+use crate::kill::patient;
 use crate::logs::Logs;
 use crate::process::Process;
 use crate::world::{Crew, Options, PARTICIPANTS, World};
@@ -78,7 +79,7 @@ impl Theatre<'_> {
         }
         let [first, second, third] = thirds(surgeries);
         self.crew.surgeon_log.freeze();
-        let waiting = self.feed(first);
+        let waiting = self.feed(&first);
         self.world.wait_for_logs("only the surgeon log has not voted", |logs| is_surgeon_missing(logs, &waiting));
         self.crew.coordinator.freeze();
         let logs = self.world.follower.to_the_ends();
@@ -93,11 +94,11 @@ impl Theatre<'_> {
         self.b().freeze();
         let before = self.world.follower.to_the_ends();
         self.crew.coordinator.thaw();
-        let more = self.feed(second);
+        let more = self.feed(&second);
         self.until_told("by A, for B is frozen", &more);
         let after = self.world.follower.to_the_ends();
         self.b().thaw();
-        let more = self.feed(third);
+        let more = self.feed(&third);
         self.until_told("by whomever", &more);
 
         let appended = coordinators_records(&after) - coordinators_records(&before);
@@ -150,9 +151,13 @@ fn copies(before: &Logs, after: &Logs) -> usize {
     of_decided - before.len()
 }
 
-fn thirds(surgeries: &[Sample]) -> [&[Sample]; 3] {
+/// Three parts. In the first, which waits for its decisions, no patient comes twice: an insurer's coverage row is locked from
+/// vote to decision, so the insurer would not vote on the second one.
+fn thirds(surgeries: &[Sample]) -> [Vec<Sample>; 3] {
     let third = surgeries.len() / 3;
     let (first, rest) = surgeries.split_at(surgeries.len() - 2 * third);
     let (second, last) = rest.split_at(third);
-    [first, second, last]
+    let mut met = BTreeSet::new();
+    let (first, again): (Vec<_>, Vec<_>) = first.iter().cloned().partition(|sample| met.insert(patient(sample)));
+    [first, [again.as_slice(), second].concat(), last.to_vec()]
 }
