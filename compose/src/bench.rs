@@ -9,7 +9,7 @@
 //!
 //! Three phases:
 //!
-//! 1. *hop*: one record at a time from an append to a reader of the same program;
+//! 1. *hop*: one record at a time, on idle clients, from an append to a reader of the same program;
 //! 2. *idle*: one transaction at a time, from the append of its request to the reading of its decision. That is four hops;
 //!    the last one only brings the decision to this program, so the time to the decision's append is one hop less;
 //! 3. *load*: a closed loop with a fixed number of transactions under way, for the rate, and their latencies under that load.
@@ -70,6 +70,9 @@ pub struct BenchArgs {
     #[arg(long)]
     json: bool,
 }
+
+/// Between two idle samples, so that one does not meet the tail of the other: its outcome, and the decision's other readers.
+const IDLE: Duration = Duration::from_millis(20);
 
 /// How long anything may take before the run is given up.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -179,14 +182,17 @@ impl Bench {
 
     async fn measure(mut self, args: &BenchArgs) -> anyhow::Result<Figures> {
         eprintln!("warming up");
-        self.load(Duration::from_secs(2), args.window.min(100), &mut histogram()?).await?;
+        // A broker that was just started runs interpreted code at first.
+        self.load(Duration::from_secs(5), args.window.min(500), &mut histogram()?).await?;
         eprintln!("timing {} single hops and {} single transactions", args.samples, args.samples);
         let mut hop = histogram()?;
         for _ in 0..args.samples {
+            tokio::time::sleep(IDLE).await;
             self.hop(&mut hop).await?;
         }
         let mut idle = histogram()?;
         for _ in 0..args.samples {
+            tokio::time::sleep(IDLE).await;
             self.load_some(1, 1, None, &mut idle).await?;
         }
         eprintln!("load: {} s with {} transactions under way", args.seconds, args.window);
