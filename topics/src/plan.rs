@@ -151,6 +151,10 @@ struct Judge<'a> {
 impl Judge<'_> {
     fn judge(mut self, topic: &Topic, requests_retention: Option<i64>) -> Vec<Finding> {
         self.partitions();
+        if !self.findings.is_empty() {
+            // The topic is to be made anew, so no other mend is worth a line.
+            return self.findings;
+        }
         self.replication();
         let replicas = if self.wanted.allow_single_broker { 1 } else { REPLICAS };
         for setting in topic.settings(i32::from(replicas)) {
@@ -182,6 +186,7 @@ impl Judge<'_> {
         self.find(Severity::Wrong, what, Some(remedy));
     }
 
+    /// With too few copies nothing is said of in-sync replicas that cannot be had: more copies mend that too.
     fn replication(&mut self) {
         let is = self.seen.replication;
         let must = if self.wanted.allow_single_broker { 1 } else { REPLICAS };
@@ -195,6 +200,7 @@ impl Judge<'_> {
                 self.subject
             );
             self.find(Severity::Wrong, what, Some(remedy));
+            return;
         }
         if let Some(in_sync) = number(self.seen, "min.insync.replicas")
             && in_sync > i64::from(is)
@@ -361,8 +367,11 @@ mod tests {
               topics apply"]
         );
         let lines = after("suture.requests", |seen| seen.replication = 1);
-        assert_eq!(lines.len(), 2, "copies, and in-sync replicas that cannot be had: {lines:#?}");
-        assert!(lines[0].contains("has 1 copies") && lines[1].contains("nothing can be written"), "{lines:#?}");
+        assert_eq!(lines.len(), 1, "more copies mend both: {lines:#?}");
+        assert!(lines[0].contains("has 1 copies"), "{lines:#?}");
+        let lines = after_setting("suture.requests", "min.insync.replicas", "4");
+        assert_eq!(lines.len(), 1, "in-sync replicas that cannot be had: {lines:#?}");
+        assert!(lines[0].contains("nothing can be written"), "{lines:#?}");
     }
 
     #[test]
