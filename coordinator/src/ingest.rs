@@ -35,6 +35,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
+use crate::clients::{self, DRAIN, answered};
 use crate::clock;
 use crate::under_way::UnderWay;
 
@@ -88,8 +89,6 @@ const SUMMARY: Duration = Duration::from_secs(60);
 /// How often an end below the committed offset is looked at again, and the pause between two such looks.
 const LOOKS: u32 = 6;
 const LOOK_PAUSE: Duration = Duration::from_millis(500);
-/// How long a shutdown waits.
-const DRAIN: Duration = Duration::from_secs(10);
 
 /// Runs until `shutdown` turns true or its sender is dropped.
 ///
@@ -125,13 +124,6 @@ pub async fn run(
         }
     }
     ingest.drain().await
-}
-
-async fn answered(committing: &mut Option<Committing>) -> Result<(), CommitError> {
-    match committing {
-        Some(committing) => committing.await,
-        None => std::future::pending().await,
-    }
 }
 
 /// Where reading of a partition starts.
@@ -527,21 +519,8 @@ impl Ingest {
             }
         }
         self.commit();
-        if let Some(committing) = self.committing.take() {
-            // A failed last commit costs the next member some reading.
-            let _ = tokio::time::timeout_at(deadline, committing).await;
-        }
-        let (membership, reader, outbox) = (self.membership, self.reader, self.outbox);
-        drop(self.reader_events);
-        drop(self.member_events);
-        let ended = tokio::task::spawn_blocking(move || {
-            if let Some(membership) = Arc::into_inner(membership) {
-                membership.leave(DRAIN);
-            }
-            reader.close(DRAIN);
-            // Its reports were waited for above.
-            let _ = outbox.close(DRAIN);
-        });
+        drop((self.reader_events, self.member_events));
+        let ended = clients::end(self.committing, deadline, self.membership, self.reader, self.outbox);
         ended.await.map_err(|_| IngestFailure::ClientGone)?;
         info!("ingest stopped");
         Ok(())

@@ -3,11 +3,13 @@
 //! - [`ingest`]: turns upstream events into requests.
 //! - [`service`]: the coordinator. It owns shards, applies what it reads and appends what the core says.
 //! - `takeover`: where the owner of a shard starts to read.
+//! - `clients`: what both do alike with their Kafka clients.
 //! - `under_way`, `clock`: appends without a report yet, and the one place that reads clocks.
 
 pub mod ingest;
 pub mod service;
 
+mod clients;
 mod clock;
 mod takeover;
 mod under_way;

@@ -39,6 +39,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
+use crate::clients::{self, DRAIN, answered};
 use crate::clock;
 use crate::takeover::{Start, TakeOver, TakeOverFailure, is_served, look_up_ids};
 use crate::under_way::UnderWay;
@@ -108,8 +109,6 @@ const LONGEST_GAP: Duration = Duration::from_secs(5);
 const IDLE_COMMIT: Duration = Duration::from_secs(60);
 /// How often it is looked up whether a participant without topics has got them.
 const MISSING_RECHECK: Duration = Duration::from_secs(5);
-/// How long a shutdown waits for reports and for leaving the group.
-const DRAIN: Duration = Duration::from_secs(10);
 
 /// Runs until `shutdown` turns true or its sender is dropped.
 ///
@@ -148,14 +147,6 @@ pub async fn run(
         service.step_all();
     }
     service.drain().await
-}
-
-/// The answer to the commit under way; never comes while there is none.
-async fn answered(committing: &mut Option<Committing>) -> Result<(), CommitError> {
-    match committing {
-        Some(committing) => committing.await,
-        None => std::future::pending().await,
-    }
 }
 
 /// What a blocking look-up found.
@@ -918,22 +909,8 @@ impl Service {
             self.step_all();
         }
         self.commit_positions(true);
-        if let Some(committing) = self.committing.take() {
-            // A failed last commit costs the next owner some reading.
-            let _ = tokio::time::timeout_at(deadline, committing).await;
-        }
-        let (membership, reader, outbox) = (self.membership, self.reader, self.outbox);
-        drop(self.reader_events);
-        drop(self.member_events);
-        let ended = tokio::task::spawn_blocking(move || {
-            // A take-over that is still being looked up holds the membership a little longer; it leaves when dropped.
-            if let Some(membership) = Arc::into_inner(membership) {
-                membership.leave(DRAIN);
-            }
-            reader.close(DRAIN);
-            // Its reports were waited for above.
-            let _ = outbox.close(DRAIN);
-        });
+        drop((self.reader_events, self.member_events));
+        let ended = clients::end(self.committing, deadline, self.membership, self.reader, self.outbox);
         ended.await.map_err(|_| CoordinatorFailure::ClientGone)?;
         info!("coordinator stopped");
         match self.stopped.len() {
