@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Subcommand;
+use serde::de::IgnoredAny;
 use suture_contract::keys::{HashKey, IdentityKey};
 use suture_contract::topic_map::DEFAULT_PARTITIONS;
 use suture_coordinator_core::ingest::Keys;
@@ -34,9 +35,9 @@ enum IngestCommand {
 
 #[derive(clap::Args)]
 struct ExplainArgs {
-    /// One event; `-` is standard input. In an .ndjson file each line is one.
+    /// One event, or one a line; `-` is standard input.
     file: PathBuf,
-    /// Only this line of an .ndjson file, from 1.
+    /// Only this line, from 1.
     #[arg(long)]
     line: Option<usize>,
     /// One JSON object an event.
@@ -62,7 +63,6 @@ pub fn run(args: IngestArgs, format: logging::Format) -> anyhow::Result<ExitCode
     let settings = Settings::load(&args.config.config)?;
     let (rules, keys) = (settings.rules()?, settings.keys()?);
     logging::start(format, "info");
-    services::wait_for_brokers(&settings.kafka)?;
     services::block_on(async {
         let shutdown = services::signalled()?;
         suture_coordinator::ingest::run(settings.kafka, Arc::new(rules), keys, Arc::default(), shutdown).await?;
@@ -88,9 +88,15 @@ fn explain_file(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
     } else {
         bytes = std::fs::read(&args.file).with_context(|| format!("{place}: cannot be read; check the path"))?;
     }
-    let is_lines = args.line.is_some() || args.file.extension().is_some_and(|extension| extension == "ndjson");
+    let mut filled = bytes.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty());
+    let begins_with_an_event = filled.next().is_some_and(|line| serde_json::from_slice::<IgnoredAny>(line).is_ok());
+    let is_lines = args.line.is_some()
+        || args.file.extension().is_some_and(|extension| extension == "ndjson")
+        || (begins_with_an_event && filled.next().is_some());
     let events: Vec<(usize, &[u8])> = match is_lines {
-        true => bytes.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty()).collect(),
+        true => {
+            bytes.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.trim_ascii().is_empty()).collect()
+        }
         false => vec![(0, bytes.as_slice())],
     };
     let (mut explained, mut rejected) = (0, 0);
@@ -108,7 +114,10 @@ fn explain_file(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
         rejected += usize::from(matches!(explanation.result, Explained::Rejected { .. }));
     }
     if explained == 0 {
-        anyhow::bail!("{place}: there is no such line");
+        match args.line {
+            Some(line) => anyhow::bail!("{place}: line {line} is empty, or behind the end"),
+            None => anyhow::bail!("{place}: holds no event"),
+        }
     }
     Ok(if rejected == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -2,22 +2,16 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context;
 use suture_participants::config::ParticipantConfig;
 use suture_participants::opened::OpenedResource;
-use suture_topics::failure::KafkaFailure;
-use suture_topics::probe::Probe;
 use suture_topics::settings::KafkaSettings;
 use tokio::sync::watch;
 
 use crate::ConfigArg;
 use crate::logging;
 use crate::settings::Settings;
-
-/// How long between two looks for a broker.
-const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
 /// Arguments of a service.
 #[derive(clap::Args)]
@@ -43,10 +37,13 @@ pub fn coordinator(args: &ServiceArgs, format: logging::Format) -> anyhow::Resul
     let settings = Settings::load(&args.config.config)?;
     logging::start(format, "info");
     let participants = settings.participant_names()?;
-    // A participant without topics is no reason to stop: its transactions abort, and say so.
-    until_answered(&settings.kafka, || crate::topics::refuse_unsafe(&settings.kafka, &participants))?;
     block_on(async {
-        let shutdown = signalled()?;
+        let mut shutdown = signalled()?;
+        // A participant without topics is no reason to stop: its transactions abort, and say so.
+        tokio::select! {
+            safe = crate::topics::refuse_unsafe(&settings.kafka, participants) => safe?,
+            _ = shutdown.wait_for(|stop| *stop) => return Ok(ExitCode::SUCCESS),
+        }
         suture_coordinator::service::run(settings.kafka, settings.coordinator, shutdown).await?;
         Ok(ExitCode::SUCCESS)
     })
@@ -65,28 +62,6 @@ pub fn participant(args: &ParticipantArgs, format: logging::Format) -> anyhow::R
     })
 }
 
-/// Asks until the brokers answer: a service may be started before they are. Ends at once with what cannot pass by itself.
-pub fn wait_for_brokers(kafka: &KafkaSettings) -> anyhow::Result<()> {
-    let probe = Probe::start(kafka)?;
-    until_answered(kafka, || Ok(probe.brokers()?))?;
-    Ok(())
-}
-
-/// Asks Kafka until it answers, and says once that it does not.
-fn until_answered<T>(kafka: &KafkaSettings, mut ask: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
-    let mut is_away = false;
-    loop {
-        let failure = match ask() {
-            Err(failure) if matches!(failure.downcast_ref(), Some(KafkaFailure::Again(_))) => failure,
-            answer => return answer,
-        };
-        if !std::mem::replace(&mut is_away, true) {
-            tracing::warn!(bootstrap = kafka.bootstrap, %failure, "Kafka does not answer; asking until it does");
-        }
-        std::thread::sleep(BETWEEN_LOOKS);
-    }
-}
-
 /// Opens the participant's database and serves it.
 async fn run_participant(
     kafka: KafkaSettings,
@@ -98,7 +73,7 @@ async fn run_participant(
     let opening = participant.opening(&kafka.prefix, identity_fingerprint, create_tables)?;
     let resource = OpenedResource::open(&participant, opening)
         .await
-        .with_context(|| format!("the database of {}", participant.name))?;
+        .with_context(|| format!("the database of {} ({})", participant.name, participant.database.place()))?;
     suture_participants::service::run(&kafka, &participant.name, Arc::new(resource), shutdown).await?;
     Ok(())
 }

@@ -8,6 +8,7 @@ use clap::Subcommand;
 use suture_contract::ids::Participant;
 use suture_contract::topic_map::Topic;
 use suture_topics::admin;
+use suture_topics::failure::until_answered;
 use suture_topics::plan::{Finding, Severity, Wanted, is_safe};
 use suture_topics::probe::Probe;
 use suture_topics::settings::KafkaSettings;
@@ -78,16 +79,21 @@ pub fn run(args: &TopicsArgs) -> anyhow::Result<ExitCode> {
 
 /// Refuses to serve on topics that would break safety; what is merely missing is the service's own error. Participants that
 /// have a votes topic are served, so theirs are looked at beside those that the configuration names.
-pub fn refuse_unsafe(settings: &KafkaSettings, participants: &[Participant]) -> anyhow::Result<()> {
-    let mut served: BTreeSet<Participant> = participants.iter().cloned().collect();
-    for name in Probe::start(settings)?.topics()?.keys() {
-        if let Some(Topic::Votes(participant)) = Topic::parse(name, &settings.prefix) {
-            served.insert(participant);
+/// Asks until the brokers answer.
+pub async fn refuse_unsafe(settings: &KafkaSettings, participants: Vec<Participant>) -> anyhow::Result<()> {
+    let settings = settings.clone();
+    let findings = until_answered(move || {
+        let mut served: BTreeSet<Participant> = participants.iter().cloned().collect();
+        for name in Probe::start(&settings)?.topics()?.keys() {
+            if let Some(Topic::Votes(participant)) = Topic::parse(name, &settings.prefix) {
+                served.insert(participant);
+            }
         }
-    }
-    let participants: Vec<Participant> = served.into_iter().collect();
-    // One copy of each record is the operator's choice, made when the topics were applied.
-    let findings = admin::plan(Wanted { settings, participants: &participants, allow_single_broker: true })?;
+        let participants: Vec<Participant> = served.into_iter().collect();
+        // One copy of each record is the operator's choice, made when the topics were applied.
+        admin::plan(Wanted { settings: &settings, participants: &participants, allow_single_broker: true })
+    })
+    .await?;
     let wrong: Vec<_> = findings.iter().filter(|finding| finding.severity == Severity::Wrong).collect();
     if wrong.is_empty() {
         return Ok(());

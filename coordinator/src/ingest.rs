@@ -24,7 +24,7 @@ use suture_contract::partitioner::shard_of;
 use suture_contract::topic_map::{Topic, ingest_group};
 use suture_coordinator_core::ingest::rules::Rules;
 use suture_coordinator_core::ingest::{Event, Keys, Mapped, map};
-use suture_topics::failure::KafkaFailure;
+use suture_topics::failure::{KafkaFailure, until_answered};
 use suture_topics::membership::{Commit, CommitError, Committing, MemberEvent, Membership};
 use suture_topics::outbox::{Delivery, Failure, Outbox};
 use suture_topics::probe::Probe;
@@ -101,7 +101,10 @@ pub async fn run(
     counts: Arc<IngestCounts>,
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), IngestFailure> {
-    let mut ingest = Ingest::start(kafka, rules, keys, counts).await?;
+    let mut ingest = tokio::select! {
+        started = Ingest::start(kafka, rules, keys, counts) => started?,
+        _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
+    };
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut reports = Vec::new();
@@ -124,6 +127,25 @@ pub async fn run(
         }
     }
     ingest.drain().await
+}
+
+/// Brokers may be away while this process starts; topics that are missing are somebody's mistake.
+async fn look_for_topics(kafka: &KafkaSettings, probe: &Arc<Probe>, upstream: &[String]) -> Result<(), IngestFailure> {
+    let own = [Topic::Requests, Topic::Rejected].map(|topic| topic.name(&kafka.prefix));
+    let needed: Vec<String> = upstream.iter().chain(&own).cloned().collect();
+    let topics = {
+        let (probe, needed) = (Arc::clone(probe), needed.clone());
+        until_answered(move || probe.topics_with(&needed.iter().map(String::as_str).collect::<Vec<_>>())).await?
+    };
+    let Some(topic) = needed.into_iter().find(|name| !topics.contains_key(name)) else { return Ok(()) };
+    let remedy = match own.contains(&topic) {
+        true => "create the topics with `suture topics apply`",
+        false => {
+            "it is an upstream topic that a rule reads; create it (kafka-topics.sh --create), or correct `topics` in the \
+             rules"
+        }
+    };
+    Err(IngestFailure::MissingTopic { topic, remedy })
 }
 
 /// Where reading of a partition starts.
@@ -197,22 +219,9 @@ impl Ingest {
         let (post_member, member_events) = mpsc::channel(16);
         let (post_start, starts) = mpsc::unbounded_channel();
         let upstream: Vec<String> = rules.topics().into_iter().map(str::to_string).collect();
+        let probe = Arc::new(Probe::start(&kafka)?);
+        look_for_topics(&kafka, &probe, &upstream).await?;
         let started = tokio::task::spawn_blocking(move || -> Result<_, IngestFailure> {
-            let probe = Probe::start(&kafka)?;
-            let own = [Topic::Requests, Topic::Rejected].map(|topic| topic.name(&kafka.prefix));
-            let needed: Vec<&str> = upstream.iter().chain(&own).map(String::as_str).collect();
-            let topics = probe.topics_with(&needed)?;
-            let missing = |name: &String| !topics.contains_key(name);
-            if let Some(topic) = upstream.iter().find(|name| missing(name)).cloned() {
-                let remedy = "it is an upstream topic that a rule reads; create it (kafka-topics.sh --create), or correct `topics` in the rules";
-                return Err(IngestFailure::MissingTopic { topic, remedy });
-            }
-            for topic in own {
-                if missing(&topic) {
-                    let remedy = "create the topics with `suture topics apply`";
-                    return Err(IngestFailure::MissingTopic { topic, remedy });
-                }
-            }
             let group = ingest_group(&kafka.prefix);
             let outbox = Outbox::start(&kafka, "ingest", move |delivery| {
                 // The receiver goes away only with the whole service.
@@ -220,10 +229,9 @@ impl Ingest {
             })?;
             let reader = Reader::start(&kafka, &group, post_reader)?;
             let membership = Membership::start(&kafka, &group, &upstream, post_member)?;
-            Ok((kafka, upstream, probe, outbox, reader, membership))
+            Ok((kafka, upstream, outbox, reader, membership))
         });
-        let (kafka, upstream, probe, outbox, reader, membership) =
-            started.await.map_err(|_| IngestFailure::ClientGone)??;
+        let (kafka, upstream, outbox, reader, membership) = started.await.map_err(|_| IngestFailure::ClientGone)??;
         info!(prefix = %kafka.prefix, bootstrap = %kafka.bootstrap, upstream = upstream.join(","), "ingest started");
         Ok(Self {
             kafka,
@@ -233,7 +241,7 @@ impl Ingest {
             outbox,
             reader,
             membership: Arc::new(membership),
-            probe: Arc::new(probe),
+            probe,
             deliveries,
             reader_events,
             member_events,

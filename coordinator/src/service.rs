@@ -28,7 +28,7 @@ use suture_contract::ids::{LogLetters, Participant, Shard as ShardId};
 use suture_contract::topic_map::{Topic, coordinator_group};
 use suture_coordinator_core::positions::{Positions, TopicIds};
 use suture_coordinator_core::shard::{self, Alarm, Append, Limits, Raw, Shard, Step, VoidVote, What};
-use suture_topics::failure::KafkaFailure;
+use suture_topics::failure::{KafkaFailure, until_answered};
 use suture_topics::membership::{Commit, CommitError, Committing, MemberEvent, Membership};
 use suture_topics::outbox::{Delivery, Failure, Outbox};
 use suture_topics::probe::Probe;
@@ -109,6 +109,10 @@ const LONGEST_GAP: Duration = Duration::from_secs(5);
 const IDLE_COMMIT: Duration = Duration::from_secs(60);
 /// How often it is looked up whether a participant without topics has got them.
 const MISSING_RECHECK: Duration = Duration::from_secs(5);
+
+/// A log may be long; but a load without an end looks the same.
+const STILL_READING: &str = "still reading these logs to the ends that they had; if this does not pass, somebody wrote with \
+    Kafka transactions there: a log that ends with such a marker is read to its end when the next record comes";
 
 /// Runs until `shutdown` turns true or its sender is dropped.
 ///
@@ -233,7 +237,7 @@ impl Service {
         let (post_member, member_events) = mpsc::channel(64);
         let (post_look_up, look_ups) = mpsc::unbounded_channel();
         let probe = Arc::new(Probe::start(&kafka)?);
-        let known = Known::look_up_until_answered(&kafka, &probe).await?;
+        let known = Known::look_up(&kafka, &probe).await?;
         let started = tokio::task::spawn_blocking(move || -> Result<_, CoordinatorFailure> {
             let group = coordinator_group(&kafka.prefix);
             let outbox = Outbox::start(&kafka, "coordinator", move |delivery| {
@@ -853,6 +857,10 @@ impl Service {
         let mut oldest_ms = None::<i64>;
         let mut read = Vec::new();
         for (&id, tenure) in &self.tenures {
+            if !tenure.behind.is_empty() {
+                let logs: Vec<String> = tenure.behind.keys().map(|topic| topic.name(&self.kafka.prefix)).collect();
+                warn!(shard = %id, logs = logs.join(","), "{STILL_READING}");
+            }
             let summary = tenure.shard.summary();
             total.open += summary.open;
             total.window += summary.window;
@@ -928,43 +936,28 @@ struct Known {
 }
 
 impl Known {
-    /// Brokers may be away while this process starts. Each look is a job of its own, so that whoever gives up waiting does
-    /// so soon.
-    async fn look_up_until_answered(kafka: &KafkaSettings, probe: &Arc<Probe>) -> Result<Self, CoordinatorFailure> {
-        let mut is_away = false;
-        loop {
-            let (kafka, probe) = (kafka.clone(), Arc::clone(probe));
-            let looked_up = tokio::task::spawn_blocking(move || Self::look_up(&kafka, &probe));
-            match looked_up.await.map_err(|_| CoordinatorFailure::ClientGone)? {
-                Err(CoordinatorFailure::Kafka(failure)) if !failure.is_fatal() => {
-                    if !std::mem::replace(&mut is_away, true) {
-                        warn!(%failure, "Kafka does not answer; asking until it does");
-                    }
-                }
-                known => return known,
-            }
-            tokio::time::sleep(RETRY_PAUSE).await;
-        }
-    }
-
-    fn look_up(kafka: &KafkaSettings, probe: &Probe) -> Result<Self, CoordinatorFailure> {
+    /// Brokers may be away while this process starts.
+    async fn look_up(kafka: &KafkaSettings, probe: &Arc<Probe>) -> Result<Self, CoordinatorFailure> {
         let needed = [Topic::Requests, Topic::Decisions, Topic::Outcomes, Topic::Rejected];
         let needed = needed.map(|topic| topic.name(&kafka.prefix));
-        let topics = probe.topics_with(&needed.each_ref().map(String::as_str))?;
+        let topics = {
+            let (probe, needed) = (Arc::clone(probe), needed.clone());
+            until_answered(move || probe.topics_with(&needed.each_ref().map(String::as_str))).await?
+        };
         for name in needed {
             let Some(found) = topics.get(&name) else { return Err(CoordinatorFailure::MissingTopic { topic: name }) };
-            if found.partitions != kafka.partitions {
-                let (found, expected) = (found.partitions, kafka.partitions);
+            if found.partitions() != kafka.partitions {
+                let (found, expected) = (found.partitions(), kafka.partitions);
                 return Err(CoordinatorFailure::WrongPartitions { topic: name, found, expected });
             }
         }
-        let ids = look_up_ids(kafka, probe, &topics)?;
+        let (ids, letters) = {
+            let (kafka, probe) = (kafka.clone(), Arc::clone(probe));
+            let requests = Topic::Requests.name(&kafka.prefix);
+            until_answered(move || Ok((look_up_ids(&kafka, &probe, &topics)?, probe.letters(&requests)?))).await?
+        };
         let read = [Topic::Requests, Topic::Decisions].into_iter().chain(ids.votes.keys().cloned().map(Topic::Votes));
-        Ok(Self {
-            letters: probe.letters(&Topic::Requests.name(&kafka.prefix))?,
-            names: read.map(|topic| (topic.name(&kafka.prefix).as_str().into(), topic)).collect(),
-            ids,
-        })
+        Ok(Self { letters, names: read.map(|topic| (topic.name(&kafka.prefix).as_str().into(), topic)).collect(), ids })
     }
 }
 

@@ -227,5 +227,5 @@ pub(crate) fn is_served(
 ) -> bool {
     [Topic::Prepare(participant.clone()), Topic::Votes(participant.clone())]
         .iter()
-        .all(|topic| topics.get(&topic.name(&kafka.prefix)).is_some_and(|found| found.partitions == kafka.partitions))
+        .all(|topic| topics.get(&topic.name(&kafka.prefix)).is_some_and(|found| found.partitions() == kafka.partitions))
 }

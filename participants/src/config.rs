@@ -69,6 +69,27 @@ pub enum Database {
     Postgres(PostgresSettings),
 }
 
+impl Database {
+    /// Where it is, without user and password: the file, or hosts, port and name.
+    pub fn place(&self) -> String {
+        match self {
+            Self::Sqlite(settings) => settings.path.display().to_string(),
+            Self::Postgres(settings) => match settings.url.parse::<tokio_postgres::Config>() {
+                Ok(config) => {
+                    let hosts = config.get_hosts().iter().map(|host| match host {
+                        tokio_postgres::config::Host::Tcp(name) => name.clone(),
+                        tokio_postgres::config::Host::Unix(path) => path.display().to_string(),
+                    });
+                    let hosts = hosts.collect::<Vec<_>>().join(",");
+                    let ports = config.get_ports().iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+                    format!("{hosts}:{ports}/{}", config.get_dbname().unwrap_or_default())
+                }
+                Err(_) => "a URL that cannot be read".to_string(),
+            },
+        }
+    }
+}
+
 /// A SQLite file.
 #[derive(Debug, Clone)]
 pub struct SqliteSettings {

@@ -778,6 +778,17 @@ impl<R: Resource> Service<R> {
             return;
         }
         self.tell_noted_aborts();
+        for (shard, state) in &self.shards {
+            if let Phase::CatchingUp { end } = state.phase {
+                let position = state.decisions.progress.position();
+                tracing::warn!(
+                    participant = %self.participant, %shard, position, end,
+                    "still reading the decisions to the end that they had; if the position does not move, somebody wrote \
+                     with Kafka transactions there: a log that ends with such a marker is read to its end when the next \
+                     record comes"
+                );
+            }
+        }
         let (participant, decisions) = (self.participant.clone(), self.names.decisions.clone());
         let (resource, probe) = (Arc::clone(&self.resource), Arc::clone(&self.probe));
         let open: usize = self.shards.values().map(|state| state.prepares.progress.open()).sum();

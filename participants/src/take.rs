@@ -24,11 +24,9 @@ use crate::jobs::until_answered;
 use crate::resource::{InDoubt, Position, Resource};
 use crate::service::ServiceError;
 
-/// How long a question that Kafka did not answer rests.
-const RETRY_AFTER: Duration = Duration::from_millis(250);
-
-/// How often an end of a log that lies before our position is looked at again before it is believed.
+/// How often an end of a log that lies before our position is looked at again before it is believed, and the pause between.
 const LOOKS_AT_END: u32 = 20;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(250);
 
 /// The names of the topics that a participant meets.
 #[derive(Debug, Clone)]
@@ -72,8 +70,8 @@ pub(crate) async fn look_at_topics(
     for name in &needed {
         match found.get(name) {
             None => return Err(ServiceError::Topics(format!("topic {name} does not exist"))),
-            Some(info) if info.partitions != partitions => {
-                let problem = format!("topic {name} has {} partitions, not {partitions}", info.partitions);
+            Some(info) if info.partitions() != partitions => {
+                let problem = format!("topic {name} has {} partitions, not {partitions}", info.partitions());
                 return Err(ServiceError::Topics(problem));
             }
             Some(_) => {}
@@ -90,28 +88,13 @@ pub(crate) async fn look_at_topics(
     })
 }
 
-/// Asks Kafka until it answers; only a failure that will not pass is one. Says once that it does not answer.
+/// Asks Kafka until it answers.
 async fn ask<T: Send + 'static>(
     probe: &Arc<Probe>,
     question: impl Fn(&Probe) -> Result<T, KafkaFailure> + Send + Sync + 'static,
 ) -> Result<T, ServiceError> {
-    let question = Arc::new(question);
-    let mut is_away = false;
-    loop {
-        let (probe, question) = (Arc::clone(probe), Arc::clone(&question));
-        // Each time a job of its own, so that whoever gives up waiting does so soon.
-        match blocking(move || question(&probe)).await? {
-            Ok(answer) => return Ok(answer),
-            Err(KafkaFailure::Again(reason)) => {
-                if !is_away {
-                    tracing::warn!(reason, "Kafka does not answer; asking until it does");
-                }
-                is_away = true;
-                sleep(RETRY_AFTER).await;
-            }
-            Err(failure @ KafkaFailure::Fatal(_)) => return Err(failure.into()),
-        }
-    }
+    let probe = Arc::clone(probe);
+    Ok(suture_topics::failure::until_answered(move || question(&probe)).await?)
 }
 
 /// A branch of another requests log will never be decided in this one; neither will any, if the decision log is new.
@@ -172,7 +155,8 @@ async fn take_from(
     let (decisions_start, decisions_end) = range(probe, &names.decisions, shard, decisions).await?;
     let outside = |topic: &str, own: u64, start: u64, end: u64| {
         format!(
-            "our position {own} on {topic} lies outside the log ({start} to {end}): records are missing; compare the              topic with its backup before deleting the row in suture_positions"
+            "our position {own} on {topic} lies outside the log ({start} to {end}): records are missing; compare the topic \
+             with its backup before deleting the row in suture_positions"
         )
     };
     let problem = match (prepares, decisions) {
@@ -199,7 +183,7 @@ async fn range(probe: &Arc<Probe>, topic: &str, shard: Shard, own: Option<u64>) 
         if own.is_none_or(|own| own <= range.1) {
             break;
         }
-        sleep(RETRY_AFTER).await;
+        sleep(BETWEEN_LOOKS).await;
         range = watermarks().await?;
     }
     Ok(range)

@@ -35,14 +35,14 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 pub fn plan(wanted: Wanted<'_>) -> Result<Vec<Finding>, KafkaFailure> {
     let probe = Probe::start(wanted.settings)?;
     let (brokers, seen) = look(wanted, &probe)?;
-    Ok(compare(wanted, brokers, &seen))
+    Ok(compare(wanted, &brokers, &seen))
 }
 
 /// Creates what is missing, unless something is wrong. Gives the findings as they are afterwards.
 pub fn apply(wanted: Wanted<'_>) -> Result<Vec<Finding>, KafkaFailure> {
     let probe = Probe::start(wanted.settings)?;
     let (brokers, seen) = look(wanted, &probe)?;
-    let findings = compare(wanted, brokers, &seen);
+    let findings = compare(wanted, &brokers, &seen);
     if findings.iter().any(|finding| finding.severity == Severity::Wrong) {
         return Ok(findings);
     }
@@ -51,10 +51,10 @@ pub fn apply(wanted: Wanted<'_>) -> Result<Vec<Finding>, KafkaFailure> {
     if missing.is_empty() {
         return Ok(findings);
     }
-    create(wanted, replicas_to_create(wanted, brokers), &missing)?;
+    create(wanted, replicas_to_create(wanted, brokers.len()), &missing)?;
     for _ in 0..LOOKS_FOR_TOPICS {
         let (brokers, seen) = look(wanted, &probe)?;
-        let findings = compare(wanted, brokers, &seen);
+        let findings = compare(wanted, &brokers, &seen);
         if findings.iter().all(|finding| finding.severity != Severity::Missing) {
             return Ok(findings);
         }
@@ -65,7 +65,7 @@ pub fn apply(wanted: Wanted<'_>) -> Result<Vec<Finding>, KafkaFailure> {
 
 /// The brokers, and our topics as they are. A broker that has not heard of a new topic yet tells no settings of it, like one
 /// that may not: only the first passes.
-fn look(wanted: Wanted<'_>, probe: &Probe) -> Result<(usize, BTreeMap<String, Seen>), KafkaFailure> {
+fn look(wanted: Wanted<'_>, probe: &Probe) -> Result<(Vec<i32>, BTreeMap<String, Seen>), KafkaFailure> {
     let brokers = probe.brokers()?;
     let mut untold = String::new();
     for _ in 0..LOOKS_FOR_SETTINGS {
@@ -79,8 +79,7 @@ fn look(wanted: Wanted<'_>, probe: &Probe) -> Result<(usize, BTreeMap<String, Se
         let mut seen = BTreeMap::new();
         for name in &names {
             if let (Some(info), Some(settings)) = (infos.get(name), told.remove(name)) {
-                let seen_so = Seen { partitions: info.partitions, replication: info.replication, settings };
-                seen.insert(name.clone(), seen_so);
+                seen.insert(name.clone(), Seen { info: info.clone(), settings });
             }
         }
         match names.into_iter().find(|name| !seen.contains_key(name)) {

@@ -1,5 +1,8 @@
 //! What goes wrong with Kafka, by what the caller does about it.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::settings::RefusedSetting;
@@ -35,6 +38,34 @@ impl KafkaFailure {
         match weight(code) {
             Weight::Topic | Weight::Client => Self::Fatal(said),
             Weight::Passing => Self::Again(said),
+        }
+    }
+}
+
+/// How long a question that Kafka did not answer rests.
+const UNTIL_ASKED_AGAIN: Duration = Duration::from_millis(250);
+
+/// Puts a question that blocks to Kafka until it is answered, and says once that it is not: a service may be started before
+/// the brokers are. Each time is a blocking job of its own, so that who gives up waiting (drops the future) does so at once.
+///
+/// # Errors
+/// [`KafkaFailure::Fatal`]: what will not pass by itself.
+pub async fn until_answered<T: Send + 'static>(
+    question: impl Fn() -> Result<T, KafkaFailure> + Send + Sync + 'static,
+) -> Result<T, KafkaFailure> {
+    let question = Arc::new(question);
+    let mut is_away = false;
+    loop {
+        let asked = Arc::clone(&question);
+        match tokio::task::spawn_blocking(move || asked()).await {
+            Ok(Err(KafkaFailure::Again(reason))) => {
+                if !std::mem::replace(&mut is_away, true) {
+                    tracing::warn!(reason, "Kafka does not answer; asking until it does");
+                }
+                tokio::time::sleep(UNTIL_ASKED_AGAIN).await;
+            }
+            Ok(answer) => return answer,
+            Err(ended) => return Err(KafkaFailure::Fatal(format!("a question to Kafka ended unexpectedly: {ended}"))),
         }
     }
 }

@@ -21,6 +21,7 @@ use std::fmt;
 use suture_contract::ids::Participant;
 use suture_contract::topic_map::{Rule, Setting, Topic};
 
+use crate::probe::TopicInfo;
 use crate::settings::KafkaSettings;
 
 /// Copies of each record that survive the loss of a broker without losing acknowledged records.
@@ -42,10 +43,8 @@ pub struct Wanted<'a> {
 /// A topic as the cluster describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
-    /// How many partitions.
-    pub partitions: u16,
-    /// Copies of each record.
-    pub replication: u16,
+    /// Its partitions and where their copies are.
+    pub info: TopicInfo,
     /// Its settings, also those that come from the broker's defaults.
     pub settings: BTreeMap<String, String>,
 }
@@ -77,16 +76,17 @@ pub enum Severity {
 }
 
 /// Compares. One finding at least for each topic, in the order of a transaction.
-pub fn compare(wanted: Wanted<'_>, brokers: usize, seen: &BTreeMap<String, Seen>) -> Vec<Finding> {
+pub fn compare(wanted: Wanted<'_>, brokers: &[i32], seen: &BTreeMap<String, Seen>) -> Vec<Finding> {
     let mut findings = Vec::new();
     let topics = Topic::all(wanted.participants);
     let name = |topic: &Topic| topic.name(&wanted.settings.prefix);
     let any_missing = topics.iter().any(|topic| !seen.contains_key(&name(topic)));
-    if any_missing && brokers < usize::from(replicas_to_create(wanted, brokers)) {
+    let count = brokers.len();
+    if any_missing && count < usize::from(replicas_to_create(wanted, count)) {
         findings.push(Finding {
             subject: "cluster".to_string(),
             severity: Severity::Wrong,
-            what: format!("has {brokers} broker(s); {REPLICAS} copies of each record need {REPLICAS}"),
+            what: format!("has {count} broker(s); {REPLICAS} copies of each record need {REPLICAS}"),
             remedy: Some("start more brokers, or, for a laboratory only, add --allow-single-broker".to_string()),
         });
     }
@@ -94,9 +94,9 @@ pub fn compare(wanted: Wanted<'_>, brokers: usize, seen: &BTreeMap<String, Seen>
     for topic in topics {
         let subject = name(&topic);
         match seen.get(&subject) {
-            None => findings.push(missing(wanted, brokers, &topic, subject)),
+            None => findings.push(missing(wanted, count, &topic, subject)),
             Some(seen) => {
-                let judge = Judge { wanted, subject, seen, findings: Vec::new() };
+                let judge = Judge { wanted, brokers, subject, seen, findings: Vec::new() };
                 findings.extend(judge.judge(&topic, requests_retention));
             }
         }
@@ -143,6 +143,7 @@ fn missing(wanted: Wanted<'_>, brokers: usize, topic: &Topic, subject: String) -
 /// One existing topic.
 struct Judge<'a> {
     wanted: Wanted<'a>,
+    brokers: &'a [i32],
     subject: String,
     seen: &'a Seen,
     findings: Vec<Finding>,
@@ -164,14 +165,18 @@ impl Judge<'_> {
             self.votes_outlive(requests_retention);
         }
         if self.findings.is_empty() {
-            let what = format!("as declared ({} partitions, {} copies)", self.seen.partitions, self.seen.replication);
+            let what = format!(
+                "as declared ({} partitions, {} copies)",
+                self.seen.info.partitions(),
+                self.seen.info.replication()
+            );
             self.findings.push(Finding { subject: self.subject, severity: Severity::Fine, what, remedy: None });
         }
         self.findings
     }
 
     fn partitions(&mut self) {
-        let (is, must) = (self.seen.partitions, self.wanted.settings.partitions);
+        let (is, must) = (self.seen.info.partitions(), self.wanted.settings.partitions);
         if is == must {
             return;
         }
@@ -188,17 +193,19 @@ impl Judge<'_> {
 
     /// With too few copies nothing is said of in-sync replicas that cannot be had: more copies mend that too.
     fn replication(&mut self) {
-        let is = self.seen.replication;
+        let is = self.seen.info.replication();
         let must = if self.wanted.allow_single_broker { 1 } else { REPLICAS };
         if is < must {
             let what =
                 format!("has {is} copies of each record, must have {must}: an acknowledged record could be lost");
-            let remedy = format!(
-                "kafka-reassign-partitions.sh {} --reassignment-json-file FILE --execute, with {must} replicas for each \
-                 partition of {} in FILE; or, for a laboratory only, --allow-single-broker",
-                self.server(),
-                self.subject
-            );
+            let remedy = match self.brokers.len() >= usize::from(must) {
+                true => format!(
+                    "kafka-reassign-partitions.sh {} --execute --reassignment-json-file /dev/stdin <<< '{}'",
+                    self.server(),
+                    self.reassignment(usize::from(must))
+                ),
+                false => format!("start {must} brokers; or, for a laboratory only, add --allow-single-broker"),
+            };
             self.find(Severity::Wrong, what, Some(remedy));
             return;
         }
@@ -257,6 +264,18 @@ impl Judge<'_> {
         )
     }
 
+    /// The copies there are, and as many more on the brokers that follow: what `kafka-reassign-partitions.sh` reads.
+    fn reassignment(&self, replicas: usize) -> String {
+        let of_partition = |(partition, held): (usize, &Vec<i32>)| {
+            let in_turn = self.brokers.iter().cycle().skip(partition % self.brokers.len()).take(self.brokers.len());
+            let all = held.iter().chain(in_turn.filter(|broker| !held.contains(broker)));
+            let ids: Vec<String> = all.take(replicas.max(held.len())).map(ToString::to_string).collect();
+            format!(r#"{{"topic":"{}","partition":{partition},"replicas":[{}]}}"#, self.subject, ids.join(","))
+        };
+        let partitions: Vec<String> = self.seen.info.replicas.iter().enumerate().map(of_partition).collect();
+        format!(r#"{{"version":1,"partitions":[{}]}}"#, partitions.join(","))
+    }
+
     /// How Kafka's tools reach the cluster.
     fn server(&self) -> String {
         let settings = self.wanted.settings;
@@ -295,17 +314,16 @@ mod tests {
     /// A cluster as `apply` makes it.
     fn cluster(settings: &KafkaSettings, replicas: u16) -> BTreeMap<String, Seen> {
         let seen = |topic: &Topic| Seen {
-            partitions: settings.partitions,
-            replication: replicas,
+            info: TopicInfo { replicas: vec![(1..=i32::from(replicas)).collect(); usize::from(settings.partitions)] },
             settings: topic.settings(replicas.into()).into_iter().map(|s| (s.name.to_string(), s.value)).collect(),
         };
         Topic::all(&participants()).iter().map(|topic| (topic.name(&settings.prefix), seen(topic))).collect()
     }
 
-    fn findings(seen: &BTreeMap<String, Seen>, brokers: usize, allow_single_broker: bool) -> Vec<Finding> {
+    fn findings(seen: &BTreeMap<String, Seen>, brokers: i32, allow_single_broker: bool) -> Vec<Finding> {
         let settings = settings();
         let wanted = Wanted { settings: &settings, participants: &participants(), allow_single_broker };
-        compare(wanted, brokers, seen)
+        compare(wanted, &(1..=brokers).collect::<Vec<_>>(), seen)
     }
 
     /// The lines that are not fine after one change to one topic.
@@ -360,15 +378,18 @@ mod tests {
             )]
         );
         assert_eq!(
-            after("suture.prepare.insurer", |seen| seen.partitions = 6),
+            after("suture.prepare.insurer", |seen| seen.info.replicas.truncate(6)),
             ["WRONG   suture.prepare.insurer: has 6 partitions, must have 12: a key's shard is its hash modulo that \
               number, for life; mend: if all topics have 6: kafka.partitions = 6; else, while it is empty: \
               kafka-topics.sh --bootstrap-server broker:9092 --delete --topic suture.prepare.insurer, then suture \
               topics apply"]
         );
-        let lines = after("suture.requests", |seen| seen.replication = 1);
+        let lines = after("suture.requests", |seen| {
+            seen.info.replicas.iter_mut().enumerate().for_each(|(index, held)| *held = vec![held[index % 2]]);
+        });
         assert_eq!(lines.len(), 1, "more copies mend both: {lines:#?}");
-        assert!(lines[0].contains("has 1 copies"), "{lines:#?}");
+        let reassigned = r#"{"version":1,"partitions":[{"topic":"suture.requests","partition":0,"replicas":[1,2,3]},{"topic":"suture.requests","partition":1,"replicas":[2,3,1]},"#;
+        assert!(lines[0].contains("has 1 copies") && lines[0].contains(reassigned), "{lines:#?}");
         let lines = after_setting("suture.requests", "min.insync.replicas", "4");
         assert_eq!(lines.len(), 1, "in-sync replicas that cannot be had: {lines:#?}");
         assert!(lines[0].contains("nothing can be written"), "{lines:#?}");

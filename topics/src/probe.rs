@@ -43,12 +43,22 @@ pub struct Probe {
 }
 
 /// What a topic looks like from outside.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicInfo {
+    /// For each partition the ids of the brokers that hold a copy, the preferred leader first.
+    pub replicas: Vec<Vec<i32>>,
+}
+
+impl TopicInfo {
     /// How many partitions.
-    pub partitions: u16,
+    pub fn partitions(&self) -> u16 {
+        count(self.replicas.len())
+    }
+
     /// Copies of each record: those of the partition with the fewest.
-    pub replication: u16,
+    pub fn replication(&self) -> u16 {
+        count(self.replicas.iter().map(Vec::len).min().unwrap_or(0))
+    }
 }
 
 impl Probe {
@@ -83,8 +93,9 @@ impl Probe {
             .fetch_metadata(None, ANSWER)
             .map_err(|error| KafkaFailure::of("asking for the topics", &error))?;
         let info = |topic: &rdkafka::metadata::MetadataTopic| {
-            let replication = topic.partitions().iter().map(|p| p.replicas().len()).min().unwrap_or(0);
-            TopicInfo { partitions: count(topic.partitions().len()), replication: count(replication) }
+            let mut partitions: Vec<_> = topic.partitions().iter().collect();
+            partitions.sort_unstable_by_key(|partition| partition.id());
+            TopicInfo { replicas: partitions.iter().map(|partition| partition.replicas().to_vec()).collect() }
         };
         let usable = metadata.topics().iter().filter(|topic| topic.error().is_none());
         Ok(usable.map(|topic| (topic.name().to_string(), info(topic))).collect())
@@ -103,14 +114,16 @@ impl Probe {
         self.topics()
     }
 
-    /// How many brokers the cluster has now. The first question of a tool: its failure names kafka.bootstrap.
-    pub fn brokers(&self) -> Result<usize, KafkaFailure> {
+    /// The ids of the brokers that the cluster has now. The first question of a tool: its failure names kafka.bootstrap.
+    pub fn brokers(&self) -> Result<Vec<i32>, KafkaFailure> {
         self.serve_queue();
         let metadata = self
             .consumer
             .fetch_metadata(Some(&self.requests_topic), ANSWER)
             .map_err(|error| KafkaFailure::of(format!("asking kafka.bootstrap ({})", self.bootstrap), &error))?;
-        Ok(metadata.brokers().len())
+        let mut ids: Vec<i32> = metadata.brokers().iter().map(rdkafka::metadata::MetadataBroker::id).collect();
+        ids.sort_unstable();
+        Ok(ids)
     }
 
     /// The ids of these topics, by name. A topic that does not exist is a fatal failure.

@@ -241,7 +241,7 @@ fn the_probe_knows_ends_topics_and_letters() {
     assert_eq!(probe.watermarks("suture.requests", 3).unwrap(), (0, 0));
     let topics = probe.topics().unwrap();
     assert_eq!(topics.len(), Topic::all(&["insurer".parse().unwrap()]).len());
-    assert!(topics.values().all(|topic| topic.partitions == 12 && topic.replication == 1));
+    assert!(topics.values().all(|topic| topic.partitions() == 12 && topic.replication() == 1));
     assert_eq!(probe.letters("suture.requests").unwrap(), broker.letters());
     let names = ["suture.requests", "suture.decisions"];
     let ids = probe.topic_ids(&names).unwrap();
