@@ -27,7 +27,7 @@ use suture_coordinator_core::ingest::{Event, Keys, Mapped, map};
 use suture_topics::failure::{KafkaFailure, until_answered};
 use suture_topics::membership::{Commit, CommitError, Committing, MemberEvent, Membership};
 use suture_topics::outbox::{Delivery, Failure, Outbox};
-use suture_topics::probe::Probe;
+use suture_topics::probe::{Probe, TopicInfo};
 use suture_topics::reader::{Reader, ReaderEvent};
 use suture_topics::record::Record;
 use suture_topics::settings::KafkaSettings;
@@ -62,6 +62,18 @@ pub enum IngestFailure {
         topic: String,
         /// What to do.
         remedy: &'static str,
+    },
+    /// A protocol topic has another partition count than configured.
+    #[error(
+        "the topic {topic} has {found} partitions and [kafka] partitions says {expected}: see `suture topics check`"
+    )]
+    WrongPartitions {
+        /// Its full name.
+        topic: String,
+        /// What the broker says.
+        found: u16,
+        /// What the configuration says.
+        expected: u16,
     },
     /// Nothing can be written to a topic, or not even a rejection, the last thing that can be said of an event.
     #[error("{topic} takes nothing for {origin}: {reason}; check that the topic is there and ingest may write to it")]
@@ -137,6 +149,12 @@ async fn look_for_topics(kafka: &KafkaSettings, probe: &Arc<Probe>, upstream: &[
         let (probe, needed) = (Arc::clone(probe), needed.clone());
         until_answered(move || probe.topics_with(&needed.iter().map(String::as_str).collect::<Vec<_>>())).await?
     };
+    // A request in another shard than its key's would be rejected, and its event lost.
+    for topic in &own {
+        if let Some(found) = topics.get(topic).map(TopicInfo::partitions).filter(|found| *found != kafka.partitions) {
+            return Err(IngestFailure::WrongPartitions { topic: topic.clone(), found, expected: kafka.partitions });
+        }
+    }
     let Some(topic) = needed.into_iter().find(|name| !topics.contains_key(name)) else { return Ok(()) };
     let remedy = match own.contains(&topic) {
         true => "create the topics with `suture topics apply`",
