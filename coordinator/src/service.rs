@@ -212,7 +212,8 @@ struct Service {
     /// Shards of the last assignment whose positions are being looked up.
     taking: BTreeSet<ShardId>,
     tenures: BTreeMap<ShardId, Tenure>,
-    stopped: BTreeMap<ShardId, String>,
+    /// As they were when they stopped, if they had been loaded: what waits in them is still counted.
+    stopped: BTreeMap<ShardId, Option<Shard>>,
 
     under_way: UnderWay<(ShardId, What)>,
     retries: VecDeque<(Instant, ShardId, What)>,
@@ -562,21 +563,23 @@ impl Service {
         info!(shard = %id, open = summary.open, window = summary.window, "shard taken");
     }
 
-    fn put_away(&mut self, id: ShardId) {
+    fn put_away(&mut self, id: ShardId) -> Option<Shard> {
         self.taking.remove(&id);
-        if self.tenures.remove(&id).is_some() {
+        let tenure = self.tenures.remove(&id);
+        if tenure.is_some() {
             let mut topics = vec![Topic::Requests, Topic::Decisions];
             topics.extend(self.ids.votes.keys().cloned().map(Topic::Votes));
             let names: Vec<String> = topics.iter().map(|topic| topic.name(&self.kafka.prefix)).collect();
             let remove: Vec<_> = names.iter().map(|name| (name.as_str(), id.partition())).collect();
             self.reader.remove(&remove);
         }
+        tenure.map(|tenure| tenure.shard)
     }
 
     fn stop(&mut self, id: ShardId, why: &str) {
         error!(shard = %id, why, "the shard STOPS here; nothing of it is acknowledged, the other shards go on");
-        self.put_away(id);
-        self.stopped.insert(id, why.to_string());
+        let shard = self.put_away(id);
+        self.stopped.insert(id, shard);
     }
 
     fn settle(&mut self, id: ShardId, what: What, delivery: shard::Delivery) {
@@ -855,13 +858,20 @@ impl Service {
     fn summarise(&mut self) {
         let mut total = shard::Summary::default();
         let mut oldest_ms = None::<i64>;
-        let mut read = Vec::new();
-        for (&id, tenure) in &self.tenures {
+        for (id, tenure) in &self.tenures {
             if !tenure.behind.is_empty() {
                 let logs: Vec<String> = tenure.behind.keys().map(|topic| topic.name(&self.kafka.prefix)).collect();
                 warn!(shard = %id, logs = logs.join(","), "{STILL_READING}");
             }
-            let summary = tenure.shard.summary();
+        }
+        let running = self.tenures.iter().map(|(id, tenure)| (*id, Some(&tenure.shard)));
+        let stopped = self.stopped.iter().map(|(id, shard)| (*id, shard.as_ref()));
+        let mut read = Vec::new();
+        for (id, shard) in running.chain(stopped) {
+            // A shard that stopped before it was loaded has read nothing.
+            read.push((id, shard.map_or(0, Shard::next_request)));
+            let Some(shard) = shard else { continue };
+            let summary = shard.summary();
             total.open += summary.open;
             total.window += summary.window;
             total.waiting += summary.waiting;
@@ -870,8 +880,7 @@ impl Service {
             total.aborted += summary.aborted;
             total.rejected += summary.rejected;
             total.void_votes += summary.void_votes;
-            oldest_ms = tenure.shard.oldest_open_ms().into_iter().chain(oldest_ms).min();
-            read.push((id, tenure.shard.next_request()));
+            oldest_ms = shard.oldest_open_ms().into_iter().chain(oldest_ms).min();
         }
         self.void_votes.clear();
         let failed_appends = std::mem::take(&mut self.failed_appends);
@@ -880,7 +889,7 @@ impl Service {
         let (probe, topic) = (Arc::clone(&self.probe), Topic::Requests.name(&self.kafka.prefix));
         tokio::task::spawn_blocking(move || {
             let behind = |(id, read): &(ShardId, u64)| {
-                probe.watermarks(&topic, id.partition()).ok().map(|(_, end)| end.saturating_sub(*read))
+                probe.watermarks(&topic, id.partition()).ok().map(|(start, end)| end.saturating_sub(start.max(*read)))
             };
             // Without an answer for one shard the others are not asked: each would take its time, and hold up a shutdown.
             let lag: Option<u64> = read.iter().map(behind).sum();
