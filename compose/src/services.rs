@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use suture_participants::config::ParticipantConfig;
 use suture_participants::opened::OpenedResource;
+use suture_participants::resource::{OpenError, Unavailable};
 use suture_topics::settings::KafkaSettings;
 use tokio::sync::watch;
 
@@ -62,20 +63,39 @@ pub fn participant(args: &ParticipantArgs, format: logging::Format) -> anyhow::R
     })
 }
 
-/// Opens the participant's database and serves it.
+/// Opens the participant's database, once it is there, and serves it.
 async fn run_participant(
     kafka: KafkaSettings,
     participant: ParticipantConfig,
     identity_fingerprint: Option<String>,
     create_tables: bool,
-    shutdown: watch::Receiver<bool>,
+    mut shutdown: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
     let opening = participant.opening(&kafka.prefix, identity_fingerprint, create_tables)?;
-    let resource = OpenedResource::open(&participant, opening)
-        .await
-        .with_context(|| format!("the database of {} ({})", participant.name, participant.database.place()))?;
+    let opened = tokio::select! {
+        opened = OpenedResource::open_when_there(&participant, opening) => opened,
+        _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
+    };
+    let resource = opened.map_err(|error| {
+        let place = format!("the database of {} ({})", participant.name, participant.database.place());
+        anyhow::anyhow!("{place}: {error}{}", remedy(&error))
+    })?;
     suture_participants::service::run(&kafka, &participant.name, Arc::new(resource), shutdown).await?;
     Ok(())
+}
+
+/// What a person may do about an error that is only a code.
+fn remedy(error: &OpenError) -> &'static str {
+    let OpenError::Unavailable(Unavailable { code, .. }) = error else { return "" };
+    match code.as_str() {
+        "28P01" | "28000" => {
+            ": the server refuses this user or his password; correct the URL, or the server's pg_hba.conf"
+        }
+        "3D000" => ": there is no such database; create it, or correct the URL",
+        "42501" => ": this user lacks a right; it must own its schema, or be granted usage and create on it",
+        "client" => ": the server asks for a password that the URL does not give, or it is no PostgreSQL",
+        _ => "",
+    }
 }
 
 /// Runs a service to its end on a runtime of its own.

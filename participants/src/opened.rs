@@ -1,9 +1,11 @@
 //! A participant's database, whichever kind its configuration names.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::value::RawValue;
 use suture_contract::messages::{Decision, Prepare};
+use tokio::time::sleep;
 
 use crate::config::{Database, ParticipantConfig};
 use crate::postgres::PostgresResource;
@@ -11,6 +13,9 @@ use crate::resource::{
     Batching, Decided, InDoubt, OpenError, Opening, Position, Prepared, Resource, SeedError, Unavailable,
 };
 use crate::sqlite::SqliteResource;
+
+/// How long a database that is not there yet rests.
+const OPEN_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// An opened database.
 #[expect(missing_docs)]
@@ -28,6 +33,33 @@ impl OpenedResource {
                 Self::Postgres(Box::new(PostgresResource::open(settings.clone(), opening).await?))
             }
         })
+    }
+
+    /// The same, once the database is there: a service may be started before it. Says once that it waits, and for what.
+    ///
+    /// # Errors
+    /// What will not pass by itself: a password that is refused, a ledger that is another's, settings that are unsafe.
+    pub async fn open_when_there(config: &ParticipantConfig, opening: Opening) -> Result<Self, OpenError> {
+        let (participant, database) = (&config.name, config.database.place());
+        let mut is_away = false;
+        loop {
+            match Self::open(config, opening.clone()).await {
+                Err(OpenError::Unavailable(unavailable)) if unavailable.passes() => {
+                    if !is_away {
+                        let Unavailable { doing, code } = unavailable;
+                        tracing::warn!(%participant, database, doing, code, "the database is not there; asking until it answers");
+                    }
+                    is_away = true;
+                    sleep(OPEN_AGAIN_AFTER).await;
+                }
+                opened => {
+                    if is_away && opened.is_ok() {
+                        tracing::info!(%participant, database, "the database answers");
+                    }
+                    return opened;
+                }
+            }
+        }
     }
 }
 

@@ -1148,7 +1148,16 @@ fn blame(error: &Error) -> Blame {
 
 /// The SQLSTATE. Its text may hold values of a row.
 fn sqlstate(error: &Error) -> String {
-    error.code().map_or("connection", |state| state.code()).to_string()
+    match error.code() {
+        Some(state) => state.code().to_string(),
+        None if error.is_closed() || is_of_the_network(error) => "connection".to_string(),
+        // The driver itself gave up: no password for a server that wants one, TLS, a server that is no PostgreSQL.
+        None => "client".to_string(),
+    }
+}
+
+fn is_of_the_network(error: &Error) -> bool {
+    std::error::Error::source(error).is_some_and(<dyn std::error::Error>::is::<std::io::Error>)
 }
 
 fn unavailable(doing: &'static str, error: &Error) -> Unavailable {

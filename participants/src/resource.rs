@@ -246,4 +246,15 @@ impl Unavailable {
     pub fn new(doing: &'static str, code: impl fmt::Display) -> Self {
         Self { doing, code: code.to_string() }
     }
+
+    /// Whether it may pass by itself while a database is opened: it is not up, still recovering, shutting down, out of
+    /// connections, read-only in a failover, or busy. Of anything else (a password, rights, a broken file) it is better
+    /// to say so and end.
+    pub fn passes(&self) -> bool {
+        const CLASSES: [&str; 4] = ["08", "53", "57P", "58"];
+        const CODES: [&str; 4] = ["connection", "no answer in time", "25006", "25P03"];
+        let is_locked = self.code.strip_prefix("SQLite ").and_then(|number| number.parse::<i32>().ok());
+        let is_locked = is_locked.is_some_and(|number| matches!(number & 0xff, 5 | 6));
+        is_locked || CODES.contains(&self.code.as_str()) || CLASSES.iter().any(|class| self.code.starts_with(class))
+    }
 }

@@ -50,7 +50,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::envelope::{Read, read_decision, read_prepare};
 use crate::jobs::{Job, decide, prepare, until_answered};
-use crate::resource::{Batching, Decided, Effect, Position, Prepared, Resource, Unavailable};
+use crate::resource::{Batching, Decided, Effect, Position, Prepared, Resource};
 use crate::take::{Letters, Names, Taken, blocking, lag, look_at_topics, look_up, refuse_foreign};
 
 /// Most decisions in one job; more only wait for each other.
@@ -71,9 +71,24 @@ pub enum ServiceError {
     /// Kafka cannot be used.
     #[error(transparent)]
     Kafka(#[from] KafkaFailure),
-    /// A topic is missing or has another number of partitions.
-    #[error("{0}: run `suture topics apply`")]
-    Topics(String),
+    /// A topic is not there.
+    #[error("the topic {topic} does not exist: create the topics with `suture topics apply`")]
+    MissingTopic {
+        /// Its full name.
+        topic: String,
+    },
+    /// A topic has another partition count than configured.
+    #[error(
+        "the topic {topic} has {found} partitions and [kafka] partitions says {expected}: see `suture topics check`"
+    )]
+    WrongPartitions {
+        /// Its full name.
+        topic: String,
+        /// What the broker says.
+        found: u16,
+        /// What the configuration says.
+        expected: u16,
+    },
     /// A vote cannot be written.
     #[error("a vote cannot be appended to {topic}: {failure}")]
     Votes {
@@ -99,9 +114,6 @@ pub enum ServiceError {
     /// At the end at least one shard was stopped.
     #[error("{0} shard(s) had stopped; their errors are in the log above")]
     StoppedShards(usize),
-    /// The database did not answer at the start.
-    #[error(transparent)]
-    Database(#[from] Unavailable),
     /// A job of this process panicked.
     #[error("a job ended unexpectedly")]
     Job,
@@ -116,11 +128,15 @@ pub async fn run<R: Resource>(
 ) -> Result<(), ServiceError> {
     let names = Names::new(kafka, participant);
     let probe = Arc::new(Probe::start(kafka)?);
+    let looking = async {
+        let letters = look_at_topics(&probe, &names, kafka.partitions).await?;
+        refuse_foreign(&*resource, &names, &letters).await?;
+        Ok::<_, ServiceError>(letters)
+    };
     let letters = tokio::select! {
-        letters = look_at_topics(&probe, &names, kafka.partitions) => letters?,
+        letters = looking => letters?,
         () = stopped(&mut shutdown) => return Ok(()),
     };
-    refuse_foreign(&*resource, &names, &letters).await?;
 
     let (reports, delivered) = mpsc::unbounded_channel();
     // The receiver outlives the producer, except when the service has ended already.
@@ -364,12 +380,12 @@ impl<R: Resource> Service<R> {
             let Some(state) = self.shards.get_mut(&shard).filter(|state| state.phase == Phase::Taking(take)) else {
                 continue;
             };
+            state.prepares = Track::starting_at(taken.prepares);
+            state.decisions = Track::starting_at(taken.decisions);
             if let Some(problem) = taken.problem {
                 self.stop(shard, None, &problem);
                 continue;
             }
-            state.prepares = Track::starting_at(taken.prepares);
-            state.decisions = Track::starting_at(taken.decisions);
             state.decisions.awaits = Some(taken.decisions);
             state.phase = Phase::CatchingUp { end: taken.decisions_end };
             self.decisions.add(&[(&self.names.decisions, shard.partition(), taken.decisions)]);
@@ -447,8 +463,7 @@ impl<R: Resource> Service<R> {
                 self.go_live_if_caught_up(shard);
             }
             Read::Stop(why) => {
-                let problem = format!("the decision at offset {} is {why}; it is never skipped", record.offset);
-                self.stop(shard, None, &problem);
+                self.stop(shard, None, &unusable("decision", record, why));
             }
         }
     }
@@ -528,7 +543,7 @@ impl<R: Resource> Service<R> {
                 let participant = &self.participant;
                 tracing::warn!(%participant, %shard, offset, why, "a record on our prepare topic is passed without a vote");
             }
-            Read::Stop(why) => self.stop(shard, None, &format!("the prepare at offset {offset} is {why}")),
+            Read::Stop(why) => self.stop(shard, None, &unusable("prepare", &record, why)),
         }
     }
 
@@ -789,19 +804,26 @@ impl<R: Resource> Service<R> {
                 );
             }
         }
-        let (participant, decisions) = (self.participant.clone(), self.names.decisions.clone());
+        let (participant, names) = (self.participant.clone(), self.names.clone());
         let (resource, probe) = (Arc::clone(&self.resource), Arc::clone(&self.probe));
         let open: usize = self.shards.values().map(|state| state.prepares.progress.open()).sum();
-        let stopped = self.stopped_shards();
-        let done: Vec<(Shard, u64)> =
-            self.shards.iter().map(|(shard, state)| (*shard, state.decisions.progress.position())).collect();
+        let (shards, stopped) = (self.shards.len(), self.stopped_shards());
+        // Also of stopped shards: what lies behind them waits for an operator.
+        let done = |track: fn(&ShardState) -> &Track| -> Vec<(Shard, u64)> {
+            self.shards.iter().map(|(shard, state)| (*shard, track(state).progress.position())).collect()
+        };
+        let (prepared, decided) = (done(|state| &state.prepares), done(|state| &state.decisions));
         self.summary_job.spawn(async move {
-            let shards = done.len();
-            let lag = blocking(move || lag(&probe, &decisions, &done)).await.ok().flatten();
+            let lags = blocking(move || {
+                let unapplied = lag(&probe, &names.decisions, &decided)?;
+                Some((unapplied, unapplied + lag(&probe, &names.prepares, &prepared)?))
+            });
+            let (unapplied, lag) = lags.await.ok().flatten().unzip();
             let in_doubt = resource.in_doubt().await.ok();
             let oldest = in_doubt.iter().flatten().filter_map(|waiting| waiting.age).max().unwrap_or_default();
             let in_doubt = in_doubt.map(|waiting| waiting.len());
-            tracing::info!(%participant, shards, stopped, open, in_doubt, oldest_s = oldest.as_secs(), lag, "summary");
+            let oldest_s = oldest.as_secs();
+            tracing::info!(%participant, shards, stopped, open, in_doubt, oldest_s, unapplied, lag, "summary");
         });
     }
 
@@ -888,6 +910,16 @@ fn take_batch<M>(queue: &mut VecDeque<Job<M>>, most: usize, shards: &BTreeMap<Sh
     let count = queue.len().min(most);
     let runs = |job: &Job<M>| shards.get(&job.shard).is_some_and(|state| state.phase != Phase::Stopped);
     queue.drain(..count).filter(runs).collect()
+}
+
+/// Why a shard stops in front of a record, and what to do.
+fn unusable(what: &str, record: &Record, why: &str) -> String {
+    let Record { topic, partition, offset, .. } = record;
+    let remedy = match why {
+        "newer_version" => "upgrade this participant, then start it again",
+        _ => "it is never skipped; find out who wrote it: only coordinators may write to this topic",
+    };
+    format!("the {what} at {topic}/{partition}/{offset} is {why}: {remedy}")
 }
 
 fn list(txids: &[Txid]) -> String {

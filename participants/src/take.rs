@@ -69,10 +69,10 @@ pub(crate) async fn look_at_topics(
     };
     for name in &needed {
         match found.get(name) {
-            None => return Err(ServiceError::Topics(format!("topic {name} does not exist"))),
+            None => return Err(ServiceError::MissingTopic { topic: name.clone() }),
             Some(info) if info.partitions() != partitions => {
-                let problem = format!("topic {name} has {} partitions, not {partitions}", info.partitions());
-                return Err(ServiceError::Topics(problem));
+                let (topic, found, expected) = (name.clone(), info.partitions(), partitions);
+                return Err(ServiceError::WrongPartitions { topic, found, expected });
             }
             Some(_) => {}
         }
@@ -103,8 +103,8 @@ pub(crate) async fn refuse_foreign<R: Resource>(
     names: &Names,
     letters: &Letters,
 ) -> Result<(), ServiceError> {
-    let in_doubt = resource.in_doubt().await?;
-    let known = resource.load_positions(names.decisions.clone()).await?;
+    let in_doubt = until_answered(|| resource.in_doubt()).await;
+    let known = until_answered(|| resource.load_positions(names.decisions.clone())).await;
     let is_new_log = !known.is_empty() && known.iter().all(|position| position.letters != letters.decisions);
     let foreign = |waiting: &InDoubt| is_new_log || waiting.txid.log != letters.requests;
     let txids: Vec<Txid> = in_doubt.iter().filter(|waiting| foreign(waiting)).map(|waiting| waiting.txid).collect();
@@ -189,11 +189,11 @@ async fn range(probe: &Arc<Probe>, topic: &str, shard: Shard, own: Option<u64>) 
     Ok(range)
 }
 
-/// Decisions that are not durable here yet. Blocks.
+/// Records of a topic that are not done here yet; `None` if Kafka does not say. Blocks.
 pub(crate) fn lag(probe: &Probe, topic: &str, done: &[(Shard, u64)]) -> Option<u64> {
     let behind = |&(shard, position): &(Shard, u64)| {
-        let (_, end) = probe.watermarks(topic, shard.partition()).ok()?;
-        Some(end.saturating_sub(position))
+        let (start, end) = probe.watermarks(topic, shard.partition()).ok()?;
+        Some(end.saturating_sub(position.max(start)))
     };
     done.iter().map(behind).sum()
 }

@@ -417,12 +417,22 @@ async fn branches_in_doubt_of_another_log_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn missing_topics_are_named() {
+async fn topics_that_are_not_as_configured_are_named() {
     let world = World::new();
-    let mut other = world.kafka.clone();
-    other.prefix = "other".parse().unwrap();
     let resource = Arc::new(world.resource().await);
-    let (_stop, stopped) = watch::channel(false);
-    let ended = service::run(&other, &"bank".parse().unwrap(), resource, stopped).await.unwrap_err();
-    assert_eq!(ended.to_string(), "topic other.requests does not exist: run `suture topics apply`");
+    let refused = async |kafka: KafkaSettings| {
+        let (_stop, stopped) = watch::channel(false);
+        let participant = "bank".parse().unwrap();
+        service::run(&kafka, &participant, Arc::clone(&resource), stopped).await.unwrap_err().to_string()
+    };
+    let missing = KafkaSettings { prefix: "other".parse().unwrap(), ..world.kafka.clone() };
+    assert_eq!(
+        refused(missing).await,
+        "the topic other.requests does not exist: create the topics with `suture topics apply`"
+    );
+    let fewer = KafkaSettings { partitions: 2, ..world.kafka.clone() };
+    assert_eq!(
+        refused(fewer).await,
+        "the topic suture.requests has 3 partitions and [kafka] partitions says 2: see `suture topics check`"
+    );
 }

@@ -657,7 +657,10 @@ impl Broken {
         };
         let newer = |text: &str| text.replace(r#""v":1"#, r#""v":2"#).into_bytes();
         let newer_prepare = |participant: &str| newer(&self.prepare(txid, operation_of(participant)));
-        let stopped_at_prepare = |at: u64| format!("the prepare at offset {at} is newer_version");
+        let stopped_at_prepare = |participant: &str, at: u64| {
+            let topic = world.topic(&format!("prepare.{participant}"));
+            format!("the prepare at {topic}/{partition}/{at} is newer_version: upgrade this participant")
+        };
         match kind {
             Kind::NewerRequest => {
                 let request =
@@ -674,18 +677,19 @@ impl Broken {
                 let at = append("votes.insurer", txid, &newer(&vote));
                 let says = format!("votes.insurer offset {at}: written by version 2, newer than this build");
                 let at = append("prepare.hospital", txid, &newer_prepare("hospital"));
-                vec![("coordinator", partition, says), ("hospital", partition, stopped_at_prepare(at))]
+                vec![("coordinator", partition, says), ("hospital", partition, stopped_at_prepare("hospital", at))]
             }
             Kind::NewerPrepareOfInsurer => {
                 let at = append("prepare.insurer", txid, &newer_prepare("insurer"));
-                vec![("insurer", partition, stopped_at_prepare(at))]
+                vec![("insurer", partition, stopped_at_prepare("insurer", at))]
             }
             Kind::ForeignCommitForHospitalAndNewerPrepareOfSurgeonLog => {
                 // The coordinator reads its own log's transactions only; whoever is told to commit what he never prepared stops.
                 let foreign = Txid { log: self.foreign, ..txid };
                 append("decisions", foreign, self.decision(foreign, "commit", "hospital").as_bytes());
                 let at = append("prepare.surgeon-log", txid, &newer_prepare("surgeon-log"));
-                vec![("hospital", partition, LOST.to_string()), ("surgeon-log", partition, stopped_at_prepare(at))]
+                let says = stopped_at_prepare("surgeon-log", at);
+                vec![("hospital", partition, LOST.to_string()), ("surgeon-log", partition, says)]
             }
             Kind::Decision(unusable) => {
                 let sound = self.decision(txid, "commit", "hospital");
@@ -706,7 +710,7 @@ impl Broken {
                     Unusable::Misrouted => format!("decisions offset {at}: its key or partition is another's"),
                     _ => format!("decisions offset {at}: it cannot be read"),
                 };
-                let participants = format!("the decision at offset {at} is {code}; it is never skipped");
+                let participants = format!("the decision at {}/{partition}/{at} is {code}: ", world.topic("decisions"));
                 let mut stops = vec![("coordinator", partition, coordinator)];
                 stops.extend(PARTICIPANTS.map(|participant| (participant, partition, participants.clone())));
                 stops
