@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use clap::builder::RangedU64ValueParser;
 use hdrhistogram::Histogram;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
@@ -49,7 +50,7 @@ use crate::{logging, random, services};
 #[derive(clap::Args)]
 pub struct BenchArgs {
     /// How long the load phase lasts.
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
     /// A cluster to measure on; without it the embedded broker, whose figures say little.
     #[arg(long, value_name = "HOST:PORT")]
@@ -58,13 +59,13 @@ pub struct BenchArgs {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=32))]
     participants: u8,
     /// Transactions under way in the load phase.
-    #[arg(long, default_value_t = 2_000)]
+    #[arg(long, default_value_t = 2_000, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     window: usize,
     /// Bytes of each branch's payload.
     #[arg(long, default_value_t = 200)]
     payload: usize,
     /// How many single hops and single transactions are timed.
-    #[arg(long, default_value_t = 300)]
+    #[arg(long, default_value_t = 300, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     samples: usize,
     /// Print a JSON object as the last line of standard output.
     #[arg(long)]

@@ -63,6 +63,14 @@ pub fn run(args: IngestArgs, format: logging::Format) -> anyhow::Result<ExitCode
     let settings = Settings::load(&args.config.config)?;
     let (rules, keys) = (settings.rules()?, settings.keys()?);
     logging::start(format, "info");
+    let unknown: Vec<String> = settings.not_configured(&rules).iter().map(ToString::to_string).collect();
+    if !unknown.is_empty() {
+        tracing::warn!(
+            participants = unknown.join(","),
+            "rules name participants that are not in [participants]: right if another configuration has them, else correct \
+             the name; transactions that name a participant without topics abort"
+        );
+    }
     services::block_on(async {
         let shutdown = services::signalled()?;
         suture_coordinator::ingest::run(settings.kafka, Arc::new(rules), keys, Arc::default(), shutdown).await?;

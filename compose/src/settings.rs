@@ -38,6 +38,9 @@ use suture_coordinator_core::ingest::rules::Rules;
 use suture_participants::config::ParticipantConfig;
 use suture_topics::settings::KafkaSettings;
 
+/// Prints a good secret.
+const MAKE_SECRET: &str = "head -c 32 /dev/urandom | base64";
+
 /// A whole configuration file. Each command takes the sections that it needs.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -116,8 +119,9 @@ impl Settings {
         let Some(secret) = self.secret("keys.identity", identity.as_deref(), identity_file.as_deref())? else {
             return Ok(None);
         };
-        let key = IdentityKey::new(secret.as_bytes()).map_err(|_| self.too_short("keys.identity"))?;
-        Ok(Some(key))
+        Ok(Some(
+            IdentityKey::new(secret.as_bytes()).with_context(|| format!("{}: keys.identity", self.file.display()))?,
+        ))
     }
 
     /// Both keys; ingest cannot do without.
@@ -137,7 +141,7 @@ impl Settings {
             )
         })?;
         let id: KeyId = hash_id.as_deref().unwrap_or("k1").parse().with_context(|| at("keys.hash_id"))?;
-        let hash = HashKey::new(id, secret.as_bytes()).map_err(|_| self.too_short("keys.hash"))?;
+        let hash = HashKey::new(id, secret.as_bytes()).with_context(|| at("keys.hash"))?;
         Ok(Keys { identity, hash })
     }
 
@@ -146,7 +150,17 @@ impl Settings {
         let Some(rules) = &self.ingest.rules else {
             bail!("{}: ingest.rules is missing; give the path of a file with [[rule]] tables", self.file.display());
         };
-        load_rules(&self.beside(rules))
+        load_rules(&self.beside(rules)).with_context(|| format!("{}: ingest.rules", self.file.display()))
+    }
+
+    /// Participants that the rules name and that have no file here, if any has one. Theirs may be elsewhere; or a name is
+    /// written wrong somewhere.
+    pub fn not_configured(&self, rules: &Rules) -> Vec<Participant> {
+        let is_missing = |name: &&&Participant| !self.participants.contains_key(name.as_str());
+        match self.participants.is_empty() {
+            true => Vec::new(),
+            false => rules.participants().iter().filter(is_missing).copied().cloned().collect(),
+        }
     }
 
     /// A participant's own configuration.
@@ -160,7 +174,8 @@ impl Settings {
             );
         };
         let path = self.beside(path);
-        let config = ParticipantConfig::load(&path)?;
+        let config =
+            ParticipantConfig::load(&path).with_context(|| format!("{}: participants.{name}", self.file.display()))?;
         if config.name.as_str() != name {
             bail!("{}: name is {}, but {} calls it {name}", path.display(), config.name, self.file.display());
         }
@@ -188,24 +203,29 @@ impl Settings {
         Ok(names)
     }
 
+    /// A secret that is long enough, if one is given.
     fn secret(&self, key: &str, given: Option<&str>, file: Option<&Path>) -> anyhow::Result<Option<String>> {
-        match (given, file) {
-            (None, None) => Ok(None),
-            (Some(_), Some(_)) => bail!("{}: {key} and {key}_file are both given; keep one", self.file.display()),
-            (Some(secret), None) => Ok(Some(secret.to_string())),
+        let settings = self.file.display();
+        let (secret, place, make) = match (given, file) {
+            (None, None) => return Ok(None),
+            (Some(_), Some(_)) => bail!("{settings}: {key} and {key}_file are both given; keep one"),
+            (Some(secret), None) => (secret.to_string(), key.to_string(), MAKE_SECRET.to_string()),
             (None, Some(path)) => {
                 let path = self.beside(path);
-                let secret = std::fs::read_to_string(&path).with_context(|| {
-                    let (file, path) = (self.file.display(), path.display());
-                    format!("{file}: {key}_file: {path} cannot be read; make it with `head -c 32 /dev/urandom | base64 > {path}`")
-                })?;
-                Ok(Some(secret.trim().to_string()))
+                let (place, make) =
+                    (format!("{key}_file: {}", path.display()), format!("{MAKE_SECRET} > {}", path.display()));
+                let secret = std::fs::read_to_string(&path)
+                    .with_context(|| format!("{settings}: {place} cannot be read; make it with `{make}`"))?;
+                (secret.trim().to_string(), place, make)
             }
+        };
+        if secret.len() < MIN_SECRET_BYTES {
+            let bytes = secret.len();
+            bail!(
+                "{settings}: {place} has {bytes} bytes, and must have at least {MIN_SECRET_BYTES}; make one with `{make}`"
+            );
         }
-    }
-
-    fn too_short(&self, key: &str) -> anyhow::Error {
-        anyhow::anyhow!("{}: {key} must have at least {MIN_SECRET_BYTES} bytes", self.file.display())
+        Ok(Some(secret))
     }
 
     fn beside(&self, path: &Path) -> PathBuf {
@@ -218,4 +238,63 @@ pub fn load_rules(file: &Path) -> anyhow::Result<Rules> {
     let text =
         std::fs::read_to_string(file).with_context(|| format!("{}: cannot be read; check the path", file.display()))?;
     Rules::parse(&text).with_context(|| file.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KAFKA: &str = "[kafka]\nbootstrap = \"localhost:9092\"\nprefix = \"suture\"\n";
+
+    fn settings(folder: &Path, text: &str) -> Settings {
+        let file = folder.join("suture.toml");
+        std::fs::write(&file, format!("{KAFKA}{text}")).unwrap();
+        Settings::load(&file).unwrap()
+    }
+
+    fn said<T>(result: anyhow::Result<T>) -> String {
+        format!("{:#}", result.err().expect("refused"))
+    }
+
+    #[test]
+    fn an_error_names_the_file_the_key_and_the_remedy() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name).display().to_string();
+        std::fs::write(folder.path().join("short.key"), "short\n").unwrap();
+        let text = "[keys]\nidentity_file = \"short.key\"\nhash_file = \"no.key\"\n\
+                    [ingest]\nrules = \"no.toml\"\n[participants]\nbank = \"bank.toml\"";
+        let settings_with = |text: &str| settings(folder.path(), text);
+        let of_files = settings_with(text);
+        let (file, make) = (at("suture.toml"), "make one with `head -c 32 /dev/urandom | base64");
+        let expected = format!(
+            "{file}: keys.identity_file: {} has 5 bytes, and must have at least 16; {make} > ",
+            at("short.key")
+        );
+        assert!(said(of_files.identity_key()).starts_with(&expected), "{}", said(of_files.identity_key()));
+        for (refused, place) in [
+            (said(of_files.rules()), format!("{file}: ingest.rules: {}: cannot be read", at("no.toml"))),
+            (
+                said(of_files.participant("bank")),
+                format!("{file}: participants.bank: {}: file: cannot", at("bank.toml")),
+            ),
+        ] {
+            assert!(refused.starts_with(&place), "{refused}");
+        }
+        let of_texts = settings_with("[keys]\nidentity = \"sixteen bytes and more\"\nhash = \"short\"");
+        let refused = said(of_texts.keys());
+        assert!(refused.starts_with(&format!("{file}: keys.hash has 5 bytes")) && refused.contains(make), "{refused}");
+    }
+
+    #[test]
+    fn a_name_that_only_a_rule_has_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let rules = crate::demo::demo_rules().unwrap();
+        let of = |text: &str| settings(folder.path(), text).not_configured(&rules);
+        assert_eq!(of("[participants]\nhospital = \"h\"\nsurgeon-log = \"s\"\ninsurer = \"i\""), []);
+        assert_eq!(of(""), [], "an ingest of its own need not know anybody");
+        assert_eq!(
+            of("[participants]\nhospital = \"h\"\nsurgeonlog = \"s\"\ninsurer = \"i\""),
+            ["surgeon-log".parse().unwrap()]
+        );
+    }
 }
