@@ -17,6 +17,7 @@
 //! All on one machine: this shows the cost of a transaction, not how it scales out.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,7 +45,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::{logging, random, services};
+use crate::{logging, out, random, services};
 
 /// Arguments of `suture bench`.
 #[derive(clap::Args)]
@@ -85,7 +86,9 @@ pub fn run(args: &BenchArgs, format: logging::Format) -> anyhow::Result<ExitCode
         let (kafka, broker) = broker(args).await?;
         let bench = Bench::start(args, kafka).await?;
         let figures = bench.measure(args).await?;
-        figures.print(args, broker.is_some());
+        let mut text = String::new();
+        figures.write(&mut text, args, broker.is_some())?;
+        out::line(text.trim_end())?;
         drop(broker);
         Ok(ExitCode::SUCCESS)
     })
@@ -444,50 +447,62 @@ fn yes(prepare: &Prepare, participant: &Participant) -> Vote {
 }
 
 impl Figures {
-    fn print(&self, args: &BenchArgs, embedded: bool) {
+    fn write(&self, f: &mut impl Write, args: &BenchArgs, embedded: bool) -> fmt::Result {
         let ms = |histogram: &Histogram<u64>, quantile| histogram.value_at_quantile(quantile) as f64 / 1_000.0;
         let hop = ms(&self.hop, 0.5);
         let to_decision = ms(&self.idle, 0.5) - hop;
         let rate = self.transactions as f64 / self.elapsed.as_secs_f64();
         let cores = self.cpu.as_secs_f64() / self.elapsed.as_secs_f64();
-        println!(
+        writeln!(
+            f,
             "broker                      {}",
             if embedded { "embedded (librdkafka's mock): says little" } else { "real" }
-        );
-        println!("branches                    {}", args.participants);
-        println!("hop, idle                   p50 {hop:.2} ms, p99 {:.2} ms", ms(&self.hop, 0.99));
-        println!(
+        )?;
+        writeln!(f, "branches                    {}", args.participants)?;
+        writeln!(f, "hop, idle                   p50 {hop:.2} ms, p99 {:.2} ms", ms(&self.hop, 0.99))?;
+        writeln!(
+            f,
             "request to decision, idle   p50 {to_decision:.2} ms; limit 3 hops + 2 ms = {:.2} ms",
             3.0 * hop + 2.0
-        );
-        println!("  until it is read again    p50 {:.2} ms, p99 {:.2} ms", ms(&self.idle, 0.5), ms(&self.idle, 0.99));
-        println!(
+        )?;
+        writeln!(
+            f,
+            "  until it is read again    p50 {:.2} ms, p99 {:.2} ms",
+            ms(&self.idle, 0.5),
+            ms(&self.idle, 0.99)
+        )?;
+        writeln!(
+            f,
             "rate under load             {rate:.0} transactions/s ({} in {:.1} s)",
             self.transactions,
             self.elapsed.as_secs_f64()
-        );
-        println!(
+        )?;
+        writeln!(
+            f,
             "  latency                   p50 {:.1} ms, p99 {:.1} ms, with {} under way",
             ms(&self.load, 0.5),
             ms(&self.load, 0.99),
             args.window
-        );
-        println!(
+        )?;
+        writeln!(
+            f,
             "  CPU of this program       {cores:.2} cores, {:.0} us a transaction (submitter, coordinator and stubs)",
             self.cpu.as_micros() as f64 / self.transactions.max(1) as f64
-        );
-        println!("records, all phases         {} transactions", self.total);
+        )?;
+        writeln!(f, "records, all phases         {} transactions", self.total)?;
         for (topic, count) in &self.records {
-            println!("  {topic:<28} {count:>9}  {:.3} a transaction", *count as f64 / self.total.max(1) as f64);
+            writeln!(f, "  {topic:<28} {count:>9}  {:.3} a transaction", *count as f64 / self.total.max(1) as f64)?;
         }
         let all: u64 = self.records.values().sum();
-        println!(
+        writeln!(
+            f,
             "  all                          {all:>9}  {:.3} a transaction (2N+2 and the outcome: {})",
             all as f64 / self.total.max(1) as f64,
             2 * u64::from(args.participants) + 3
-        );
+        )?;
         if args.json {
-            println!(
+            writeln!(
+                f,
                 "{}",
                 serde_json::json!({
                     "embedded": embedded, "branches": args.participants,
@@ -496,8 +511,9 @@ impl Figures {
                     "transactions_per_second": rate, "load_p50_ms": ms(&self.load, 0.5), "load_p99_ms": ms(&self.load, 0.99),
                     "window": args.window, "cpu_cores": cores, "transactions": self.total, "records": self.records,
                 })
-            );
+            )?;
         }
+        Ok(())
     }
 }
 

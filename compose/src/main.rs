@@ -4,6 +4,7 @@ mod bench;
 mod demo;
 mod ingest;
 mod logging;
+mod out;
 mod random;
 mod seed;
 mod services;
@@ -64,8 +65,9 @@ fn main() -> ExitCode {
         Command::Ingest(args) => args.only_prints(),
         _ => false,
     };
+    // It has nothing to put away.
     if only_prints {
-        end_quietly_on_a_closed_pipe();
+        end_by_sigpipe();
     }
     let ended = match command {
         Command::Demo(args) => demo::run(args, log_format),
@@ -80,16 +82,22 @@ fn main() -> ExitCode {
     match ended {
         Ok(code) => code,
         Err(error) => {
+            if error.downcast_ref::<out::Unwritable>().is_some_and(out::Unwritable::has_no_reader) {
+                end_by_sigpipe();
+                // Returns only where somebody has blocked the signal.
+                let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGPIPE);
+                return ExitCode::FAILURE;
+            }
             eprintln!("suture: {error:#}");
             ExitCode::FAILURE
         }
     }
 }
 
-/// `suture tx show .. | head` must end like any other tool. Rust ignores SIGPIPE, and its `println!` panics instead.
-fn end_quietly_on_a_closed_pipe() {
+/// `suture tx show .. | head` must end like any other tool, by the signal that Rust ignores.
+fn end_by_sigpipe() {
     use nix::sys::signal::{SigHandler, Signal, signal};
-    // SAFETY: it installs no handler of ours, and no thread runs yet.
+    // SAFETY: it installs no handler of ours.
     let set = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
     debug_assert!(set.is_ok());
 }

@@ -17,7 +17,7 @@ use suture_participants::opened::OpenedResource;
 use suture_participants::resource::Resource;
 
 use crate::settings::Settings;
-use crate::{ConfigArg, demo, services};
+use crate::{ConfigArg, demo, out, services};
 
 const DEMO_SEEDS: &str = include_str!("../config/seeds.toml");
 
@@ -57,7 +57,7 @@ pub fn run(args: &SeedArgs) -> anyhow::Result<ExitCode> {
             let resource =
                 OpenedResource::open(&config, opening).await.with_context(|| format!("the database of {name}"))?;
             let rows = seeds.apply(&resource, &config.name, &keys, &events).await?;
-            println!("{name}: {rows} rows inserted");
+            out::line(format_args!("{name}: {rows} rows inserted"))?;
         }
         Ok(ExitCode::SUCCESS)
     })

@@ -109,7 +109,8 @@ pub fn create_for_demo(
     upstream: &str,
     partitions: u16,
 ) -> anyhow::Result<()> {
-    let findings = admin::apply(Wanted { settings: kafka, participants, allow_single_broker: true })?;
+    let findings = admin::apply(Wanted { settings: kafka, participants, allow_single_broker: true })
+        .with_context(|| format!("--bootstrap {}: creating the topics {}.*", kafka.bootstrap, kafka.prefix))?;
     if !is_safe(&findings) {
         let wrong = findings.iter().filter(|finding| finding.severity > Severity::Advice);
         let lines: Vec<_> = wrong.map(|finding| format!("  {finding}")).collect();

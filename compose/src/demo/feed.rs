@@ -38,28 +38,35 @@ const SAMPLES: [&str; 2] = [
 /// for ingest to reject.
 pub fn read_events(file: Option<&Path>) -> anyhow::Result<Vec<Vec<u8>>> {
     let Some(file) = file else {
-        return Ok(SAMPLES.into_iter().flat_map(|text| lines(text.as_bytes())).collect());
+        return Ok(SAMPLES.into_iter().flat_map(|text| texts(text.as_bytes())).collect());
     };
     let name = file.display();
     let bytes = std::fs::read(file).with_context(|| {
         format!("{name}: cannot be read; --events takes a file with one FHIR transaction Bundle a line")
     })?;
-    let events = lines(&bytes);
+    for (number, event) in lines(&bytes) {
+        let bytes = event.len();
+        if bytes > LARGEST_EVENT {
+            bail!(
+                "{name}: line {number} has {bytes} bytes, and Kafka's producers take {LARGEST_EVENT} at most; remove it"
+            );
+        }
+    }
+    let events = texts(&bytes);
     if events.is_empty() {
         bail!("{name}: there is no event in it; --events takes one FHIR transaction Bundle a line");
-    }
-    if let Some((index, event)) = events.iter().enumerate().find(|(_, event)| event.len() > LARGEST_EVENT) {
-        let bytes = event.len();
-        bail!(
-            "{name}: event {} has {bytes} bytes, and Kafka's producers take {LARGEST_EVENT} at most; remove it",
-            index + 1
-        );
     }
     Ok(events)
 }
 
-fn lines(bytes: &[u8]) -> Vec<Vec<u8>> {
-    bytes.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()).map(<[u8]>::to_vec).collect()
+fn texts(bytes: &[u8]) -> Vec<Vec<u8>> {
+    lines(bytes).map(|(_, line)| line.to_vec()).collect()
+}
+
+/// The lines that are not empty, with their numbers in the file.
+fn lines(bytes: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
+    let numbered = bytes.split(|byte| *byte == b'\n').enumerate().map(|(index, line)| (index + 1, line));
+    numbered.filter(|(_, line)| !line.trim_ascii().is_empty())
 }
 
 /// Feeds until all events are acknowledged, or `stop` turns true. Returns how many were.

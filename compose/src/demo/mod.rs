@@ -30,7 +30,7 @@ use suture_coordinator::ingest::IngestCounts;
 use tokio::sync::watch as signal;
 use tokio::task::{JoinError, JoinHandle};
 
-use crate::{logging, services};
+use crate::{logging, out, services};
 use crew::Crew;
 pub use feed::read_events;
 use report::Report;
@@ -116,7 +116,7 @@ async fn play(args: DemoArgs, format: logging::Format) -> anyhow::Result<ExitCod
         }
     };
     let mut show = Show::new(events.len());
-    show.say(&world.introduction(events.len()));
+    show.say(&world.introduction(events.len()))?;
     world.seed(&events).await.context("seeding the reference data")?;
 
     let counts = Arc::new(IngestCounts::default());
@@ -147,7 +147,7 @@ async fn play(args: DemoArgs, format: logging::Format) -> anyhow::Result<ExitCod
             failed = crew.failed() => return Err(failed),
             _ = interrupted.wait_for(|stop| *stop), if stopping.is_none() => {
                 stopping = Some(tokio::time::Instant::now());
-                show.say("stopping: no more events are fed; what is open is finished");
+                show.say("stopping: no more events are fed; what is open is finished")?;
                 crew.spare();
                 // The feeder may have ended by itself.
                 let _ = stop_feed.send(true);
@@ -161,12 +161,12 @@ async fn play(args: DemoArgs, format: logging::Format) -> anyhow::Result<ExitCod
                     glancing = Some(watch.begin_glance(&world));
                 }
                 crew.glance(watch.finished(), watch.open(&counts), fed.is_some())?;
-                show.progress(&watch, &counts, crew.kills());
+                show.progress(&watch, &counts, crew.kills())?;
             }
         }
         if stopping.is_some_and(|since| since.elapsed() > PATIENCE) {
             is_complete = false;
-            show.say("not everything has ended in time; this is how it stands");
+            show.say("not everything has ended in time; this is how it stands")?;
             break;
         }
         let Some(fed) = fed else { continue };
@@ -177,20 +177,20 @@ async fn play(args: DemoArgs, format: logging::Format) -> anyhow::Result<ExitCod
         }
         if args.hold && stopping.is_none() {
             held = true;
-            show.last(&watch, &counts, crew.kills());
-            println!("{}", Report::read(&world, &watch, &counts, crew.kills(), started.elapsed())?);
+            show.last(&watch, &counts, crew.kills())?;
+            out::line(Report::read(&world, &watch, &counts, crew.kills(), started.elapsed())?)?;
             eprintln!("{}", world.kcat_lines());
             continue;
         }
         break;
     }
-    show.last(&watch, &counts, crew.kills());
+    show.last(&watch, &counts, crew.kills())?;
     let kills = crew.kills();
     crew.stop().await?;
     let report = Report::read(&world, &watch, &counts, kills, started.elapsed())?;
-    println!("{report}");
+    out::line(&report)?;
     if args.json {
-        println!("{}", report.to_json());
+        out::line(report.to_json())?;
     }
     Ok(if is_complete && report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -25,6 +25,8 @@ use super::world::World;
 pub struct Report {
     events: u64,
     committed: u64,
+    /// The same of all transactions in the files, whatever run they are of.
+    committed_in_files: u64,
     aborted: u64,
     rejected: u64,
     ignored: u64,
@@ -75,6 +77,7 @@ impl Report {
         let mut report = Self {
             events: counts.read.load(Ordering::Relaxed),
             committed: 0,
+            committed_in_files: 0,
             aborted: 0,
             rejected: watch.rejections.len() as u64,
             ignored: counts.ignored.load(Ordering::Relaxed),
@@ -142,8 +145,11 @@ impl Report {
             let is_committed = |rows: &Rows| rows.state(&txid) == Some("committed");
             let uneven = self.databases.iter().any(|(_, rows)| has_rows(rows) != is_committed(rows));
             let somewhere = self.databases.iter().any(|(_, rows)| is_committed(rows));
-            if uneven || (somewhere && !self.is_committed(world, &txid)) {
+            let everywhere = self.is_committed(world, &txid);
+            if uneven || (somewhere && !everywhere) {
                 self.partial.insert(txid);
+            } else if everywhere {
+                self.committed_in_files += 1;
             }
         }
     }
@@ -198,7 +204,8 @@ impl fmt::Display for Report {
             writeln!(f, "{}", line.trim_end())
         };
         writeln!(f, "\nRead back from the databases over fresh connections:")?;
-        row(f, "committed in all their databases", self.committed, "")?;
+        let in_files = format!("of this run's events; in the files, of all runs: {}", self.committed_in_files);
+        row(f, "committed in all their databases", self.committed, &in_files)?;
         row(f, "refused, and in none of them", self.aborted, "")?;
         for (code, (count, who)) in &self.reasons {
             let who: Vec<_> = who.iter().map(String::as_str).collect();

@@ -10,6 +10,7 @@ use suture_coordinator::ingest::IngestCounts;
 use tokio::time::Instant;
 
 use super::watch::Watch;
+use crate::out::{self, Unwritable};
 
 /// How often a plain line is printed, at most.
 const PLAIN_LINE: Duration = Duration::from_millis(250);
@@ -51,16 +52,17 @@ impl Show {
     }
 
     /// A line above the bars.
-    pub fn say(&self, line: &str) {
+    pub fn say(&self, line: &str) -> Result<(), Unwritable> {
         match &self.bars {
             // Drawing fails only with the terminal itself.
             Some(bars) => drop(bars.all.println(line)),
-            None => println!("{line}"),
+            None => out::line(line)?,
         }
+        Ok(())
     }
 
     /// The state of things.
-    pub fn progress(&mut self, watch: &Watch, counts: &IngestCounts, kills: usize) {
+    pub fn progress(&mut self, watch: &Watch, counts: &IngestCounts, kills: usize) -> Result<(), Unwritable> {
         let read = counts.read.load(Ordering::Relaxed);
         let yes = watch.votes.values().filter(|vote| **vote == Ballot::Yes).count();
         let no = watch.votes.len() - yes;
@@ -76,30 +78,32 @@ impl Show {
                 bar.set_length(*there);
                 bar.set_position(*applied);
             }
-            return;
+            return Ok(());
         }
         let applied: Vec<_> = watch.applied.iter().map(|(name, (applied, _))| format!("{name} {applied}")).collect();
-        let line = format!(
-            "events {read}, votes {yes} yes {no} no, decisions {commit} commit {abort} abort, applied {}{killed}",
-            applied.join(" ")
-        );
+        // At first the databases have not been looked at.
+        let applied = if applied.is_empty() { String::new() } else { format!(", applied {}", applied.join(" ")) };
+        let line =
+            format!("events {read}, votes {yes} yes {no} no, decisions {commit} commit {abort} abort{applied}{killed}");
         let now = Instant::now();
         if line != self.last_line && self.last_at.is_none_or(|at| now - at >= PLAIN_LINE) {
-            println!("{line}");
+            out::line(&line)?;
             self.last_line = line;
             self.last_at = Some(now);
         }
+        Ok(())
     }
 
     /// The last picture, which stays.
-    pub fn last(&mut self, watch: &Watch, counts: &IngestCounts, kills: usize) {
+    pub fn last(&mut self, watch: &Watch, counts: &IngestCounts, kills: usize) -> Result<(), Unwritable> {
         self.last_at = None;
-        self.progress(watch, counts, kills);
+        self.progress(watch, counts, kills)?;
         if let Some(bars) = &self.bars {
             bars.events.abandon();
             bars.votes.abandon();
             bars.decisions.abandon();
             bars.databases.iter().for_each(ProgressBar::abandon);
         }
+        Ok(())
     }
 }

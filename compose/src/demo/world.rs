@@ -1,7 +1,7 @@
 //! What a demo stands on: a folder, its keys, a broker, topics, and three seeded databases.
 
 use anyhow::{Context, bail};
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -58,8 +58,9 @@ pub struct World {
     /// The keys.
     pub keys: Keys,
     is_embedded: bool,
-    // Dropped last, in this order: the broker, and then the folder if it is a temporary one.
+    // Dropped last, in this order: the broker, the lock, and then the folder if it is a temporary one.
     _broker: Option<EmbeddedBroker>,
+    _lock: File,
     temporary: Option<tempfile::TempDir>,
 }
 
@@ -86,6 +87,7 @@ impl World {
             (None, None) => bail!("no folder"),
         };
         std::fs::create_dir_all(&folder).with_context(|| format!("{}: cannot be created", folder.display()))?;
+        let lock = lock(&folder)?;
         if bootstrap.is_none() {
             for (participant, ..) in PARTICIPANTS {
                 let txids = report::in_doubt(&database(&folder, participant))?;
@@ -114,6 +116,7 @@ impl World {
             upstream,
             keys,
             _broker: broker,
+            _lock: lock,
             temporary,
         }))
     }
@@ -164,7 +167,9 @@ impl World {
             lines.push_str(&format!("  kcat -b {broker} -t {topic} -C -e -f '%p/%o %k %s\\n'\n"));
         }
         lines.push_str(&format!(
-            "  kcat -b {broker} -t {upstream} -P -l EVENTS.ndjson      # feed more, one Bundle a line"
+            "  kcat -b {broker} -t {upstream} -P -l EVENTS.ndjson      # feed more, one Bundle a line\n\
+             The databases know the patients, surgeons and coverages of this run's events only: what is appended about \
+             others, all three refuse."
         ));
         lines
     }
@@ -181,6 +186,24 @@ pub async fn open_participant(
     let mut opening = config.opening(deployment, Some(identity.fingerprint()), false)?;
     opening.schema = Some(schema.to_string());
     OpenedResource::open(&config, opening).await.with_context(|| format!("the database of {participant}"))
+}
+
+/// One demo a folder: two would work on each other's ledgers, each with a broker of its own, and lose events. The lock goes
+/// with the process, however it ends. The children of --crash are the demo's own and take none.
+fn lock(folder: &Path) -> anyhow::Result<File> {
+    let file = folder.join("lock");
+    let opened = File::options().create(true).append(true).open(&file);
+    let lock = opened.with_context(|| format!("{}: cannot be written", file.display()))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => {
+            bail!(
+                "{}: another demo runs in this folder; wait until it has ended, or use another --data",
+                folder.display()
+            )
+        }
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("{}: cannot be locked", file.display())),
+    }
 }
 
 fn participant_config(folder: &Path, participant: &str) -> anyhow::Result<(ParticipantConfig, &'static str)> {
