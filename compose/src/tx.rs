@@ -18,9 +18,9 @@ use suture_contract::codec::{self, RequestsRecord};
 use suture_contract::ids::{Origin, Participant, Shard, Txid};
 use suture_contract::messages::{Ballot, Decision, Outcome, Prepare, Rejection, Request, Verdict, Vote, Voter};
 use suture_contract::partitioner::shard_of;
-use suture_contract::topic_map::{Topic, participant_group};
+use suture_contract::topic_map::{Topic, ingest_group, participant_group};
 use suture_topics::acks::GroupOffsets;
-use suture_topics::probe::Probe;
+use suture_topics::probe::{Probe, TopicInfo};
 use suture_topics::reader::{Reader, ReaderEvent};
 use suture_topics::record::Record;
 use suture_topics::settings::KafkaSettings;
@@ -75,14 +75,10 @@ pub fn run(args: TxArgs) -> anyhow::Result<ExitCode> {
         (None, None) => bail!("name a transaction"),
     };
     if wanted.is_empty() {
-        if let Some(origin) = args.what.as_deref().and_then(|what| what.parse::<Origin>().ok())
-            && let Some(rejection) = logs.rejection(&origin)?
-        {
-            let field = rejection.field.map(|field| format!(", field {field}")).unwrap_or_default();
-            println!("{origin} was rejected: {}{field}", rejection.code);
-            return Ok(ExitCode::FAILURE);
+        match args.what.as_deref().and_then(|what| logs.place_of(what)) {
+            Some(place) => println!("{}", logs.why_absent(&place)?),
+            None => println!("no request of this case is in the requests topic (its records may have left it by age)"),
         }
-        println!("no such transaction is in the requests topic (its records may have left it by age)");
         return Ok(ExitCode::FAILURE);
     }
     for (txid, at_ms, request) in wanted {
@@ -156,6 +152,52 @@ impl Logs {
             }
         }
         Ok(found)
+    }
+
+    /// The record that is named: an upstream event, or a request.
+    fn place_of(&self, what: &str) -> Option<Origin> {
+        let of_request = |Txid { shard, offset, .. }: Txid| {
+            let (topic, partition) = (self.name(&Topic::Requests), shard.partition());
+            Some(Origin { topic, partition, offset: i64::try_from(offset).ok()? })
+        };
+        what.parse().ok().or_else(|| what.parse().ok().and_then(of_request))
+    }
+
+    /// Why there is no transaction of a record.
+    fn why_absent(&mut self, place: &Origin) -> anyhow::Result<String> {
+        let Origin { topic, partition, offset } = place;
+        let Some(partitions) = self.probe.topics()?.get(topic).map(TopicInfo::partitions) else {
+            return Ok(format!("there is no topic {topic} (or this user may not see it)"));
+        };
+        if !(0..i32::from(partitions)).contains(partition) {
+            return Ok(format!("{topic} has {partitions} partitions, from 0: there is no partition {partition}"));
+        }
+        if let Some(Rejection { code, field, .. }) = self.rejection(place)? {
+            let field = field.map(|field| format!(", field {field}")).unwrap_or_default();
+            return Ok(format!("{place} was rejected: {code}{field}"));
+        }
+        let (start, end) = self.probe.watermarks(topic, *partition)?;
+        let Some(at) = u64::try_from(*offset).ok().filter(|at| *at < end) else {
+            return Ok(format!("{place} does not exist: the next record of this partition gets offset {end}"));
+        };
+        if at < start {
+            return Ok(format!("{place} has left its topic by age: the log starts at offset {start} now"));
+        }
+        if *topic == self.name(&Topic::Requests) {
+            return Ok(format!("{place} is no request: a cancellation, or what cannot be read"));
+        }
+        let group = ingest_group(&self.kafka.prefix);
+        let committed = GroupOffsets::new(&self.kafka).committed(&group, &[(topic, *partition)])?.into_iter().next();
+        Ok(match committed.flatten() {
+            None => format!("ingest has not read {place}: its group {group} has committed nothing of this partition"),
+            Some(committed) if committed.offset <= at => {
+                format!("ingest has not done {place} yet: its group {group} is at offset {}", committed.offset)
+            }
+            Some(_) => format!(
+                "ingest has read {place} and asked for nothing: no rule matches it (see `suture ingest explain`), or its \
+                 request has left the requests topic by age"
+            ),
+        })
     }
 
     fn tell(&mut self, txid: Txid, at_ms: Option<i64>, request: &Request) -> anyhow::Result<()> {
@@ -280,7 +322,7 @@ impl Logs {
         mut each: impl FnMut(&Record) -> bool,
     ) -> anyhow::Result<()> {
         let (name, partition) = (self.name(topic), shard.partition());
-        if !self.probe.topics()?.contains_key(&name) {
+        if self.probe.topics()?.get(&name).is_none_or(|topic| topic.partitions() <= shard.0) {
             return Ok(());
         }
         let (start, end) = self.probe.watermarks(&name, partition)?;

@@ -49,6 +49,7 @@ fn an_operator_sees_everything_with_the_usual_tools() {
         let sample = &samples[places.iter().position(|place| *place == source).expect("one of ours")];
         story_is_told(&world, &story.txid, &source.to_string(), verdict, sample);
     }
+    what_is_not_there_is_told(&world, &stories.values().next().expect("a story").txid);
     crew.terminate();
     let secrets: BTreeSet<String> = samples.iter().flat_map(secrets).collect();
     for process in crew.all() {
@@ -179,6 +180,22 @@ fn story_is_told(world: &World, txid: &str, source: &str, verdict: &str, sample:
     assert_eq!(succeeds(&world.suture(&["tx", "show", "--case", &case])), told, "by its case");
     nothing_of(&secrets(sample), txid, &told);
     assert!(!told.contains(&case), "the case number stands in:\n{told}");
+}
+
+/// Whoever asks for a transaction that there is not is told which part of its name is wrong.
+fn what_is_not_there_is_told(world: &World, txid: &str) {
+    let (upstream, log) = (&world.upstream, txid.split('-').next().expect("letters"));
+    for (what, says) in [
+        ("nosuch/0/1".to_string(), "there is no topic nosuch"),
+        (format!("{upstream}/77/0"), "there is no partition 77"),
+        (format!("{upstream}/0/999999"), "does not exist: the next record"),
+        (format!("{log}-77-1"), "there is no partition 77"),
+        (format!("{log}-3-999999"), "does not exist: the next record"),
+    ] {
+        let output = world.suture(&["tx", "show", &what]);
+        let told = String::from_utf8_lossy(&output.stdout);
+        assert!(!output.status.success() && told.contains(says), "{what}: {told}");
+    }
 }
 
 fn nothing_of(secrets: &BTreeSet<String>, what: &str, text: &str) {
