@@ -177,6 +177,7 @@ impl ParticipantConfig {
             (None, _) | (_, false) => None,
         };
         Ok(Opening {
+            mode: self.mode,
             owner: Owner { deployment: deployment.clone(), participant: self.name.clone() },
             identity_fingerprint,
             schema,
@@ -237,16 +238,13 @@ impl RawDatabase {
                 let settings = SqliteSettings { path: beside(file, path), busy_timeout };
                 Ok((Database::Sqlite(settings), Dialect::Sqlite))
             }
-            (RawKind::Postgres, Mode::Xa) => {
+            (RawKind::Postgres, Mode::Xa | Mode::Reserve) => {
                 if self.path.is_some() || self.busy_timeout_ms.is_some() {
                     return wrong("path", "path and busy_timeout_ms belong to kind sqlite; remove them");
                 }
                 Ok((Database::Postgres(self.check_postgres(file)?), Dialect::Postgres))
             }
             (RawKind::Sqlite, Mode::Xa) => wrong("kind", "SQLite cannot prepare transactions; set mode = \"reserve\""),
-            (RawKind::Postgres, Mode::Reserve) => {
-                wrong("kind", "mode reserve is not there yet for PostgreSQL; set mode = \"xa\"")
-            }
         }
     }
 

@@ -11,10 +11,13 @@
 
 use std::collections::BTreeMap;
 
-use suture_contract::ids::{Code, RequestHash, Txid};
-use suture_participants_core::branch::{Refusal, Row, State};
+use serde_json::value::RawValue;
+use suture_contract::ids::{Attempt, Code, RequestHash, Txid, code};
+use suture_contract::messages::Prepare;
+use suture_participants_core::branch::{KeyRow, Refusal, Row, State};
+use suture_participants_core::operations::{self, Operation, Seed, Values};
 
-use crate::resource::{Fault, OpenError, Opening};
+use crate::resource::{Fault, OpenError, Opening, SeedError};
 
 /// The version of the ledger's tables.
 pub const SCHEMA_VERSION: &str = "1";
@@ -47,11 +50,13 @@ pub fn check_marks(
 
 /// A ledger row as a database holds it.
 #[derive(Debug, Clone)]
-pub struct StoredRow {
+pub(crate) struct StoredRow {
     /// Column `state`.
     pub state: String,
     /// Column `hash`.
     pub hash: String,
+    /// Column `operation`.
+    pub operation: Option<String>,
     /// Column `code`.
     pub code: Option<String>,
     /// Column `duplicate_of`.
@@ -73,4 +78,113 @@ impl StoredRow {
         };
         Ok(Row { state, hash, refusal })
     }
+}
+
+/// A row of a business key, as a database holds it.
+#[derive(Debug, Clone)]
+pub(crate) struct StoredKeyRow {
+    /// Column `business_key`.
+    pub business_key: String,
+    /// Column `txid`.
+    pub txid: String,
+    /// Column `state`.
+    pub state: String,
+    /// Column `hash`.
+    pub hash: String,
+    /// Column `attempt`.
+    pub attempt: i64,
+}
+
+impl StoredKeyRow {
+    /// Checks what is read back as strictly as a message.
+    pub fn read(&self) -> Result<KeyRow, Fault> {
+        let read = || {
+            Some(KeyRow {
+                txid: self.txid.parse().ok()?,
+                state: State::of_ledger(&self.state)?,
+                hash: self.hash.parse().ok()?,
+                attempt: u32::try_from(self.attempt).ok().and_then(Attempt::new)?,
+            })
+        };
+        read().ok_or(Fault::BrokenRow)
+    }
+}
+
+/// A row as it is inserted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LedgerRow {
+    pub txid: String,
+    pub state: &'static str,
+    pub hash: String,
+    pub business_key: Option<String>,
+    pub attempt: Option<i64>,
+    pub live_key: Option<String>,
+    pub operation: Option<String>,
+    pub code: Option<String>,
+    pub duplicate_of: Option<String>,
+}
+
+impl LedgerRow {
+    /// The row of a branch. One about an older branch carries neither key nor attempt: those are taken.
+    pub fn of(prepare: &Prepare, state: State, refusal: Option<&Refusal>) -> Self {
+        let named = !refusal.is_some_and(Refusal::is_repeat);
+        // The name of an operation that is none may be anything, even text that a database does not store.
+        let is_readable = refusal.is_none_or(|refusal| refusal.code.as_str() != code::UNREADABLE);
+        let key = prepare.business_key.to_string();
+        Self {
+            business_key: named.then(|| key.clone()),
+            attempt: named.then(|| i64::from(prepare.attempt.number())),
+            live_key: state.is_live().then_some(key),
+            operation: is_readable.then(|| prepare.operation.clone()),
+            code: refusal.map(|refusal| refusal.code.to_string()),
+            duplicate_of: refusal.and_then(|refusal| refusal.duplicate_of).map(|txid| txid.to_string()),
+            ..Self::unnamed(&prepare.txid, state, &prepare.hash)
+        }
+    }
+
+    /// A row without key and attempt.
+    pub fn unnamed(txid: &Txid, state: State, hash: &RequestHash) -> Self {
+        Self {
+            txid: txid.to_string(),
+            state: state.as_str(),
+            hash: hash.to_string(),
+            business_key: None,
+            attempt: None,
+            live_key: None,
+            operation: None,
+            code: None,
+            duplicate_of: None,
+        }
+    }
+}
+
+/// The operation that a prepare names, and its values; or why there are none.
+pub(crate) fn bind_branch<'a>(
+    operations: &'a BTreeMap<String, Operation>,
+    prepare: &Prepare,
+) -> Result<(&'a Operation, Values), Refusal> {
+    let Some(operation) = operations.get(&prepare.operation) else {
+        tracing::warn!(txid = %prepare.txid, "prepare names an operation that is not configured");
+        return Err(Refusal::with(operations::unreadable()));
+    };
+    match operation.bind(&prepare.txid, &prepare.payload) {
+        Ok(values) => Ok((operation, values)),
+        Err(unusable) => {
+            let parameter = unusable.parameter.as_deref().unwrap_or("the whole payload");
+            tracing::warn!(txid = %prepare.txid, code = %unusable.code, parameter, "payload cannot be used");
+            Err(Refusal::with(unusable.code))
+        }
+    }
+}
+
+/// The values of a seed's rows.
+pub(crate) fn bind_seed(seed: &Seed, payloads: &[Box<RawValue>]) -> Result<Vec<Values>, SeedError> {
+    let bound = payloads.iter().enumerate().map(|(index, payload)| {
+        seed.bind(payload).map_err(|unusable| SeedError::Unusable {
+            index,
+            code: unusable.code.to_string(),
+            parameter: unusable.parameter,
+        })
+    });
+    bound.collect()
 }

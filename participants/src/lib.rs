@@ -30,6 +30,11 @@ pub mod config;
 
 pub mod resource;
 
+mod trouble;
+
+mod reserve;
+mod xa;
+
 pub mod postgres;
 pub mod sqlite;
 

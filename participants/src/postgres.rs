@@ -1,28 +1,22 @@
-//! PostgreSQL in mode xa: a branch is a prepared transaction, which keeps its row locks until the decision.
+//! PostgreSQL, in mode xa and in mode reserve.
 //!
 //! ```text
-//! prepare   BEGIN; SET LOCAL ..; insert the ledger row as `committed`; the steps        in one flight
-//!           PREPARE TRANSACTION gid; look for gid in pg_prepared_xacts                  seen there: yes
-//! commit    COMMIT PREPARED gid; look for the ledger row in a new snapshot              seen there: done
-//! abort     ROLLBACK PREPARED gid; insert the ledger row as `aborted`
+//! xa        BEGIN; SET LOCAL ..; the ledger row; the steps                      in one flight
+//!           PREPARE TRANSACTION gid; look for gid in pg_prepared_xacts          in one flight
+//!           COMMIT PREPARED gid, or ROLLBACK PREPARED gid
+//! reserve   SAVEPOINT; the ledger row; the steps                                in one flight a branch
 //! ```
 //!
-//! - The ledger row lies inside the branch, invisible until COMMIT PREPARED; that it becomes visible is the proof. So what is
-//!   in doubt is told by the database's list and not by the ledger. The list is read first, the row second: a branch that
-//!   is being committed is in one of them.
-//! - **Neither tag nor OK is believed.** PREPARE in a failed block answers ROLLBACK without an error, and the driver drops
-//!   the tag.
-//! - While a branch is in doubt, its txid and its business key block a second insert. That is waited for briefly and is a
-//!   retryable no then. A row for an abort waits likewise until the branch is in the list, where it can be rolled back.
-//! - A commit for what is neither in the list nor in the ledger is looked for over some seconds, with a trial insert
-//!   that waits for whoever holds the row. After that it is lost.
-//! - Connections: some for prepares, some for decisions, one for positions. None is shared, and one that was left in the middle of
-//!   something is closed. Session settings are set and read back on each.
+//! How a branch goes through these stands in [`crate::xa`] and [`crate::reserve`].
+//!
+//! - PREPARE in a failed block answers ROLLBACK without an error, COMMIT too, and the driver drops the tag.
+//! - Connections: some for prepares, some for decisions, one for positions. None is shared, and one that was left in the
+//!   middle of something is closed. Session settings are set and read back on each.
 //!
 //! Error text holds row values, so it goes nowhere; notices are dropped too. (The driver logs parameters at debug level under
 //! its own name: keep `tokio_postgres` out of the log.)
 //!
-//! Left out: reserve mode, TLS, standbys (an asynchronous one loses yes votes when it is promoted).
+//! Left out: TLS, standbys (an asynchronous one loses yes votes when it is promoted).
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::poll_fn;
@@ -33,13 +27,11 @@ use std::time::Duration;
 
 use rust_decimal::Decimal;
 use serde_json::value::RawValue;
-use suture_contract::ids::{Attempt, Code, Shard, Txid, code};
+use suture_contract::ids::{Shard, Txid};
 use suture_contract::messages::{Decision, Prepare};
-use suture_participants_core::branch::{
-    Answer, Event, KeyRow, Refusal, Row, State, Step, Violation, Wrong, refusal_by_key, step, step_of_row,
-};
+use suture_participants_core::branch::{KeyRow, Refusal, State};
 use suture_participants_core::gid::{Gid, Owner};
-use suture_participants_core::operations::{self, Operation, Rows, Seed, Values, statement_failed};
+use suture_participants_core::operations::{self, Mode, Operation, Rows, Seed, Values, statement_failed};
 use suture_participants_core::values::{Kind, Value};
 use time::{Date, OffsetDateTime};
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -49,22 +41,19 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{AsyncMessage, Client, Error, NoTls, SimpleQueryMessage, Statement};
 
 use crate::config::PostgresSettings;
-use crate::ledger::{LEDGER_ID, StoredRow, check_marks};
+use crate::ledger::{LEDGER_ID, LedgerRow, StoredKeyRow, StoredRow, bind_seed, check_marks};
+use crate::reserve::{self, Failed, Session, Work, first_failed};
 use crate::resource::{
-    Batching, Decided, Effect, Fault, InDoubt, OpenError, Opening, Position, Prepared, Resource, SeedError, Unavailable,
+    Batching, Decided, Fault, InDoubt, OpenError, Opening, Position, Prepared, Resource, SeedError, Unavailable,
 };
+use crate::trouble::{Blame, Trouble, busy};
+use crate::xa::{self, AbortedRow, Branches, Collision, How, Known, LOOK_AGAIN, LOOKS, Ran};
 
 /// The oldest version that has all that is used here.
 const OLDEST_VERSION: i32 = 130_000;
 
 /// How long a decision's insert waits for a lock before it looks at the list again.
 const DECISION_LOCK_TIMEOUT: Duration = Duration::from_millis(200);
-
-/// How long to rest before a look that may show something else.
-const LOOK_AGAIN: Duration = Duration::from_millis(25);
-
-/// How often a prepare is looked at anew when another session is at the same branch or key.
-const LOOKS: u32 = 40;
 
 /// The server ends a local transaction of ours that stalls for longer. Nothing is prepared then.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -84,7 +73,7 @@ const LEDGER_TABLES: &str = "
     );
     create table if not exists suture_ledger (
         txid text primary key,
-        state text not null check (state in ('committed', 'aborted', 'refused')),
+        state text not null check (state in ('in_doubt', 'committed', 'aborted', 'refused')),
         hash text not null,
         business_key text,
         attempt bigint,
@@ -95,7 +84,7 @@ const LEDGER_TABLES: &str = "
         changed_at timestamptz not null default now(),
         unique (business_key, attempt),
         check ((business_key is null) = (attempt is null)),
-        check ((live_key is not null) = (state = 'committed'))
+        check ((live_key is not null) = (state in ('in_doubt', 'committed')))
     );
 ";
 
@@ -107,12 +96,19 @@ const LOOK_AT_LIST: &str = "
     select count(*), min(gid) filter (where starts_with(gid, $2 || $1))
     from pg_prepared_xacts where database = current_database() and position($1 in gid) > 0";
 
-const LOOK_AT_ROW: &str = "select txid, state, hash, code, duplicate_of from suture_ledger where txid = any($1)";
+const LOOK_AT_ROWS: &str =
+    "select txid, state, hash, operation, code, duplicate_of from suture_ledger where txid = any($1)";
 
-const LOOK_AT_KEY: &str = "select txid, state, hash, attempt from suture_ledger where business_key = $1";
+const LOOK_AT_KEYS: &str =
+    "select business_key, txid, state, hash, attempt from suture_ledger where business_key = any($1)";
+
+const FINISH_ROW: &str = "
+    update suture_ledger set state = $2, changed_at = now(), live_key = case when $2 = 'committed' then live_key end
+    where txid = $1";
 
 /// A participant's PostgreSQL database.
 pub struct PostgresResource {
+    mode: Mode,
     settings: PostgresSettings,
     owner: Owner,
     operations: BTreeMap<String, Operation>,
@@ -131,14 +127,14 @@ impl PostgresResource {
         let deciders = pool(settings.decision_connections, DECISION_LOCK_TIMEOUT)?;
         let clerks = pool(1, settings.lock_timeout)?;
         let mut clerk = clerks.lease().await?;
-        check_needs(&clerk.client, &settings, &opening.owner).await?;
+        check_needs(&clerk.client, &settings, &opening).await?;
         let ledger_id = prepare_ledger(&clerk.client, &opening).await?;
-        let Opening { owner, operations, seeds, schema, .. } = opening;
+        let Opening { mode, owner, operations, seeds, schema, .. } = opening;
         if let Some(schema) = schema {
             let failed = |error: Error| OpenError::Schema { code: sqlstate(&error) };
             clerk.client.batch_execute(&schema).await.map_err(failed)?;
         }
-        let steps = operations.values().flat_map(|operation| &operation.prepare);
+        let steps = operations.values().flat_map(|o| o.prepare.iter().chain(&o.confirm).chain(&o.cancel));
         for step in steps.chain(seeds.values().flat_map(|seed| &seed.steps)) {
             clerk.statement_of(step).await.map_err(|error| match blame(&error) {
                 Blame::Database => OpenError::from(unavailable("checking statements", &error)),
@@ -146,7 +142,7 @@ impl PostgresResource {
             })?;
         }
         clerk.give_back();
-        Ok(Self { settings, owner, operations, seeds, ledger_id, workers, deciders, clerks })
+        Ok(Self { mode, settings, owner, operations, seeds, ledger_id, workers, deciders, clerks })
     }
 
     /// Gives up after some time: a connection may be cut without anybody noticing.
@@ -166,29 +162,44 @@ impl Resource for PostgresResource {
         &self.ledger_id
     }
 
-    /// One after the other: a branch may wait for the decision of the one before it.
+    /// In mode xa one after the other: a branch may wait for the decision of the one before it.
     fn batching(&self) -> Batching {
-        Batching { branches: 1, jobs: self.settings.connections }
+        match self.mode {
+            Mode::Xa => Batching { branches: 1, jobs: self.settings.connections },
+            Mode::Reserve => Batching::RESERVE,
+        }
     }
 
     async fn prepare(&self, batch: Vec<Arc<Prepare>>) -> Result<Vec<Prepared>, Unavailable> {
+        if self.mode == Mode::Reserve {
+            return self.limit("preparing", self.reserve(&batch)).await;
+        }
         let mut prepared = Vec::with_capacity(batch.len());
         for prepare in &batch {
-            prepared.push(self.limit("preparing", self.prepare_one(prepare)).await?);
+            prepared.push(self.limit("preparing", xa::prepare(self, prepare)).await?);
         }
         Ok(prepared)
     }
 
     async fn commit(&self, batch: Vec<Arc<Decision>>) -> Result<Vec<Decided>, Unavailable> {
-        self.limit("committing", self.commit_all(&batch)).await
+        match self.mode {
+            Mode::Xa => self.limit("committing", xa::commit(self, &batch)).await,
+            Mode::Reserve => self.limit("committing", self.confirm_or_cancel(&batch)).await,
+        }
     }
 
     async fn abort(&self, batch: Vec<Arc<Decision>>) -> Result<Vec<Decided>, Unavailable> {
-        self.limit("aborting", self.abort_all(&batch)).await
+        match self.mode {
+            Mode::Xa => self.limit("aborting", xa::abort(self, &batch)).await,
+            Mode::Reserve => self.limit("aborting", self.confirm_or_cancel(&batch)).await,
+        }
     }
 
     async fn in_doubt(&self) -> Result<Vec<InDoubt>, Unavailable> {
-        self.limit("reading the list", self.list_in_doubt()).await
+        match self.mode {
+            Mode::Xa => self.limit("reading the list", self.list_in_doubt()).await,
+            Mode::Reserve => self.limit("reading the ledger", self.rows_in_doubt()).await,
+        }
     }
 
     async fn load_positions(&self, topic: String) -> Result<Vec<Position>, Unavailable> {
@@ -204,108 +215,169 @@ impl Resource for PostgresResource {
     }
 }
 
-// ---- prepare ---------------------------------------------------------------------------------------------------------
+// ---- mode xa ---------------------------------------------------------------------------------------------------------
 
-/// How a branch's local transaction ended.
-enum Ran {
-    /// Prepared, and seen in the list.
-    Seen,
-    /// Rolled back; the branch is at fault, or the database busy.
-    Refused(Refusal),
-    /// Rolled back: another session has this txid or this business key.
-    Met(Collision),
-}
+impl Branches for PostgresResource {
+    fn owner(&self) -> &Owner {
+        &self.owner
+    }
 
-/// What another session has.
-enum Collision {
-    /// It is not finished: its row is invisible, and we waited.
-    InProgress,
-    /// It is finished: its row or its branch can be read now.
-    Visible,
-}
+    fn operations(&self) -> &BTreeMap<String, Operation> {
+        &self.operations
+    }
 
-impl PostgresResource {
-    async fn prepare_one(&self, prepare: &Prepare) -> Result<Prepared, Unavailable> {
+    fn cap(&self) -> usize {
+        self.settings.cap
+    }
+
+    fn lost_after(&self) -> Duration {
+        self.settings.lost_after
+    }
+
+    async fn look(&self, txid: &Txid) -> Result<Known, Unavailable> {
+        let failed = |error: Error| unavailable("looking at the ledger", &error);
         let mut worker = self.workers.lease().await?;
-        let mut in_progress = false;
-        for _ in 0..LOOKS {
-            let known = self.look(&mut worker, &prepare.txid).await?;
-            let row = match known.row(&prepare.hash) {
-                Ok(row) => row,
-                Err(fault) => return Ok(worker.answer(Prepared::Fault(fault))),
-            };
-            let next = match step_of_row(row.as_ref(), Event::Prepare, &prepare.hash) {
-                Ok(next) => next,
-                Err(violation) => return Ok(worker.answer(Prepared::Fault(violation.into()))),
-            };
-            match (next, row) {
-                (Step::Run, _) => {}
-                (_, Some(row)) => return Ok(worker.answer(Prepared::Answer(row.answer()))),
-                (_, None) => return Ok(worker.answer(Prepared::Fault(Fault::BrokenRow))),
-            }
-            let refusal = match self.why_not(&mut worker, prepare, in_progress).await? {
-                Ok(Some(refusal)) => refusal,
-                Ok(None) if known.in_doubt >= self.settings.cap => return Ok(worker.answer(Prepared::Later)),
-                Ok(None) => match self.run_branch(&mut worker, prepare).await? {
-                    Ran::Seen => return Ok(worker.answer(Prepared::Answer(Answer::Yes))),
-                    Ran::Refused(refusal) => refusal,
-                    Ran::Met(collision) => {
-                        in_progress = matches!(collision, Collision::InProgress);
-                        continue;
-                    }
-                },
-                Err(fault) => return Ok(worker.answer(Prepared::Fault(fault))),
-            };
-            if self.insert_refused(&mut worker, prepare, &refusal).await? {
-                return Ok(worker.answer(Prepared::Answer(Answer::No(refusal))));
-            }
-            sleep(LOOK_AGAIN).await;
-        }
-        Err(Unavailable::new("preparing", "another session has the branch"))
+        let list = worker.statement(LOOK_AT_LIST, &[Type::TEXT, Type::TEXT]).await.map_err(failed)?;
+        let row = worker.statement(LOOK_AT_ROWS, &[Type::TEXT_ARRAY]).await.map_err(failed)?;
+        let (mark, name) = (mark(&self.owner), txid.to_string());
+        let names = [name.as_str()];
+        let (list_parameters, row_parameters): ([&(dyn ToSql + Sync); 2], [&(dyn ToSql + Sync); 1]) =
+            ([&mark, &name], [&names.as_slice()]);
+        let client = &worker.client;
+        // In this order: what is being committed is in one of them.
+        let (list, rows) = tokio::join!(
+            biased;
+            client.query_one(&list, &list_parameters),
+            client.query(&row, &row_parameters),
+        );
+        let (list, rows) = (list.map_err(failed)?, rows.map_err(failed)?);
+        worker.give_back();
+        let in_doubt = usize::try_from(list.get::<_, i64>(0)).unwrap_or(usize::MAX);
+        let gid = list.get::<_, Option<&str>>(1).and_then(|gid| gid.parse().ok());
+        Ok(Known { in_doubt, gids: gid.map(|gid| (*txid, gid)).into_iter().collect(), rows: stored_rows(&rows)? })
     }
 
-    /// Why a branch that is absent must not run: the rule of keys, or a payload that does not fit.
-    async fn why_not(
-        &self,
-        worker: &mut Lease<'_>,
-        prepare: &Prepare,
-        in_progress: bool,
-    ) -> Result<Result<Option<Refusal>, Fault>, Unavailable> {
-        let of_key = match rows_of_key(worker, prepare).await? {
-            Ok(rows) => rows,
-            Err(fault) => return Ok(Err(fault)),
-        };
-        if let Some(refusal) = refusal_by_key(&of_key, prepare.attempt, &prepare.hash) {
-            return Ok(Ok(Some(refusal)));
-        }
-        // The branch in doubt that holds the key keeps its row to itself.
-        Ok(Ok(in_progress.then(|| Refusal::because(code::IN_PROGRESS))))
+    async fn look_at_all(&self, txids: &[Txid]) -> Result<Known, Unavailable> {
+        let failed = |error: Error| unavailable("looking at the ledger", &error);
+        let mut decider = self.deciders.lease().await?;
+        let list_sql =
+            "select gid from pg_prepared_xacts where database = current_database() and position($1 in gid) > 0";
+        let list = decider.statement(list_sql, &[Type::TEXT]).await.map_err(failed)?;
+        let rows = decider.statement(LOOK_AT_ROWS, &[Type::TEXT_ARRAY]).await.map_err(failed)?;
+        let mark = mark(&self.owner);
+        let txids: Vec<String> = txids.iter().map(Txid::to_string).collect();
+        let client = &decider.client;
+        let (list_parameters, row_parameters): ([&(dyn ToSql + Sync); 1], [&(dyn ToSql + Sync); 1]) =
+            ([&mark], [&txids]);
+        // In this order: what is being committed is in one of them.
+        let (list, rows) =
+            tokio::join!(biased; client.query(&list, &list_parameters), client.query(&rows, &row_parameters));
+        let (list, rows) = (list.map_err(failed)?, rows.map_err(failed)?);
+        decider.give_back();
+        let ours = |gid: &Gid| gid.owner == self.owner;
+        let gids = list.iter().filter_map(|row| row.get::<_, &str>(0).parse().ok()).filter(ours);
+        Ok(Known { in_doubt: list.len(), gids: gids.map(|gid| (gid.txid, gid)).collect(), rows: stored_rows(&rows)? })
     }
 
-    async fn run_branch(&self, worker: &mut Lease<'_>, prepare: &Prepare) -> Result<Ran, Unavailable> {
-        let Some(operation) = self.operations.get(&prepare.operation) else {
-            tracing::warn!(txid = %prepare.txid, "prepare names an operation that is not configured");
-            return Ok(Ran::Refused(Refusal::with(operations::unreadable())));
-        };
-        let values = match operation.bind(&prepare.txid, &prepare.payload) {
-            Ok(values) => values,
-            Err(unusable) => {
-                let parameter = unusable.parameter.as_deref().unwrap_or("the whole payload");
-                tracing::warn!(txid = %prepare.txid, code = %unusable.code, parameter, "payload cannot be used");
-                return Ok(Ran::Refused(Refusal::with(unusable.code)));
-            }
-        };
-        let ran = match self.run_steps(worker, prepare, operation, &values).await? {
-            None => self.prepare_transaction(worker, prepare).await?,
+    async fn rows_of_key(&self, prepare: &Prepare) -> Result<Result<Vec<KeyRow>, Fault>, Unavailable> {
+        let mut worker = self.workers.lease().await?;
+        let rows = rows_of_keys(&mut worker, &[prepare.business_key.as_str()]).await;
+        let rows = rows.map_err(|error| unavailable("looking at the ledger", &error))?;
+        worker.give_back();
+        Ok(rows.iter().map(StoredKeyRow::read).collect())
+    }
+
+    async fn run(&self, prepare: &Prepare, operation: &Operation, values: &Values) -> Result<Ran, Unavailable> {
+        let mut worker = self.workers.lease().await?;
+        let ran = match self.run_steps(&mut worker, prepare, operation, values).await? {
+            None => self.prepare_transaction(&mut worker, prepare).await?,
             Some(ran) => ran,
         };
         if !matches!(ran, Ran::Seen) {
             let rolled_back = worker.client.batch_execute("rollback").await;
             rolled_back.map_err(|error| unavailable("rolling back", &error))?;
         }
+        worker.give_back();
         Ok(ran)
     }
 
+    async fn insert_refused(&self, row: LedgerRow) -> Result<bool, Unavailable> {
+        let failed = |error: Error| unavailable("refusing", &error);
+        let mut worker = self.workers.lease().await?;
+        let sql = format!("{INSERT_ROW} on conflict do nothing");
+        let insert = worker.statement(&sql, &INSERT_ROW_TYPES).await.map_err(failed)?;
+        let inserted = worker.client.execute(&insert, &references(&parameters(&row))).await;
+        worker.give_back();
+        match inserted {
+            Ok(inserted) => Ok(inserted == 1),
+            Err(error) if blame(&error) == Blame::Busy => Ok(false),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Over all connections for decisions.
+    async fn finish(&self, how: How, gids: Vec<Gid>) -> Result<(), Unavailable> {
+        let lanes = self.settings.decision_connections.min(gids.len());
+        let lane = |lane: usize| {
+            let gids = gids.iter().skip(lane).step_by(lanes);
+            async move {
+                let decider = self.deciders.lease().await?;
+                for gid in gids {
+                    finish_one(&decider.client, how, gid).await?;
+                }
+                decider.give_back();
+                Ok(())
+            }
+        };
+        let lanes: Vec<InFlight<'_, Result<(), Unavailable>>> =
+            (0..lanes).map(|index| Box::pin(lane(index)) as InFlight<'_, _>).collect();
+        in_order(lanes).await.into_iter().collect()
+    }
+
+    async fn insert_aborted(&self, rows: &[AbortedRow<'_>]) -> Result<bool, Unavailable> {
+        let failed = |error: Error| unavailable("noting aborts", &error);
+        let mut decider = self.deciders.lease().await?;
+        let sql = "insert into suture_ledger (txid, state, hash, business_key, attempt)
+                   select t, 'aborted', h, k, a from unnest($1, $2, $3, $4) as aborted (t, h, k, a)
+                   on conflict do nothing";
+        let texts = Type::TEXT_ARRAY;
+        let insert =
+            decider.statement(sql, &[texts.clone(), texts.clone(), texts, Type::INT8_ARRAY]).await.map_err(failed)?;
+        let txids: Vec<String> = rows.iter().map(|row| row.decision.txid.to_string()).collect();
+        let hashes: Vec<String> = rows.iter().map(|row| row.decision.hash.to_string()).collect();
+        let keys: Vec<Option<&str>> =
+            rows.iter().map(|row| row.named.then_some(row.decision.business_key.as_str())).collect();
+        let attempts: Vec<Option<i64>> =
+            rows.iter().map(|row| row.named.then_some(i64::from(row.decision.attempt.number()))).collect();
+        let inserted = decider.client.execute(&insert, &[&txids, &hashes, &keys, &attempts]).await;
+        decider.give_back();
+        match inserted {
+            Ok(_) => Ok(true),
+            Err(error) if blame(&error) == Blame::Busy => Ok(false),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    async fn wait_for_holder(&self, decision: &Decision) -> Result<(), Unavailable> {
+        let failed = |error: Error| unavailable("looking for a branch", &error);
+        let decider = self.deciders.lease().await?;
+        let trial = format!(
+            "begin; insert into suture_ledger (txid, state, hash) values ('{}', 'aborted', '{}') on conflict do nothing",
+            decision.txid, decision.hash
+        );
+        let tried = decider.client.batch_execute(&trial).await;
+        decider.client.batch_execute("rollback").await.map_err(failed)?;
+        decider.give_back();
+        match tried {
+            Err(error) if blame(&error) == Blame::Busy => {}
+            Err(error) => return Err(failed(error)),
+            Ok(()) => sleep(LOOK_AGAIN).await,
+        }
+        Ok(())
+    }
+}
+
+impl PostgresResource {
     /// Everything up to the PREPARE, in one flight. `None`: all went as it should. The first that did not decides.
     async fn run_steps(
         &self,
@@ -314,69 +386,27 @@ impl PostgresResource {
         operation: &Operation,
         values: &Values,
     ) -> Result<Option<Ran>, Unavailable> {
-        let failed = |error: Error| unavailable("preparing statements", &error);
-        let insert = worker.statement(INSERT_ROW, &INSERT_ROW_TYPES).await.map_err(failed)?;
-        let mut statements = Vec::with_capacity(operation.prepare.len());
-        for step in &operation.prepare {
-            statements.push(worker.statement_of(step).await.map_err(failed)?);
-        }
-        let begin = format!(
-            "begin isolation level read committed; set local lock_timeout = {}; set local statement_timeout = {}",
-            self.settings.key_timeout.as_millis(),
-            self.settings.statement_timeout.as_millis(),
-        );
+        let begin = self.begin(self.settings.key_timeout);
         let step_locks = format!("set local lock_timeout = {}", self.settings.lock_timeout.as_millis());
         let row = LedgerRow::of(prepare, State::Committed, None);
-        let row_parameters = row.parameters();
-        let bound: Vec<_> = operation.prepare.iter().map(|step| bound(step, values)).collect();
-        let parameters: Vec<_> = bound.iter().map(|bound| references(bound)).collect();
-
-        let client = &worker.client;
-        let mut flight: Vec<InFlight<'_, Result<u64, Error>>> = vec![
-            Box::pin(async { client.batch_execute(&begin).await.map(|()| 0) }),
-            Box::pin(client.execute(&insert, &row_parameters)),
-            Box::pin(async { client.batch_execute(&step_locks).await.map(|()| 0) }),
-        ];
-        for (statement, parameters) in statements.iter().zip(&parameters) {
-            flight.push(Box::pin(client.execute(statement, parameters)));
-        }
-        let mut landed = in_order(flight).await.into_iter();
-
-        if let Some(Err(error)) = landed.next() {
-            return Err(unavailable("opening a branch", &error));
-        }
-        if let Some(Err(error)) = landed.next() {
-            return match blame(&error) {
-                Blame::Unique => Ok(Some(Ran::Met(Collision::Visible))),
-                Blame::Busy => Ok(Some(Ran::Met(Collision::InProgress))),
-                Blame::Check | Blame::Statement | Blame::Database => Err(unavailable("opening a branch", &error)),
-            };
-        }
-        if let Some(Err(error)) = landed.next() {
-            return Err(unavailable("opening a branch", &error));
-        }
-        for (step, landed) in operation.prepare.iter().zip(landed) {
-            let (code, cause) = match landed {
-                Ok(rows) => (step.refuses_rows(rows), format!("{rows} rows")),
-                Err(error) => {
-                    let code = match blame(&error) {
-                        Blame::Unique => step.on_unique(),
-                        Blame::Check => step.on_check(),
-                        Blame::Busy => busy(),
-                        Blame::Statement => statement_failed(),
-                        Blame::Database => return Err(unavailable("running a step", &error)),
-                    };
-                    (Some(code), sqlstate(&error))
-                }
-            };
-            if let Some(code) = code {
-                tracing::debug!(txid = %prepare.txid, %code, place = step.place, cause, "refused");
-                return Ok(Some(Ran::Refused(Refusal::with(code))));
+        let mut flight = vec![Flown::Script(&begin), Flown::Work(Work::Insert(&row)), Flown::Script(&step_locks)];
+        flight.extend(operation.prepare.iter().map(|step| Flown::Work(Work::Step(step, values))));
+        let Landed { rows, trouble } = worker.fly(&flight).await;
+        match (rows.len(), trouble) {
+            (1, Some(trouble)) if trouble.blame == Blame::Unique => Ok(Some(Ran::Met(Collision::Visible))),
+            (1, Some(trouble)) if trouble.blame == Blame::Busy => Ok(Some(Ran::Met(Collision::InProgress))),
+            (0..=2, Some(trouble)) => Err(trouble.unavailable("opening a branch")),
+            (_, trouble) => {
+                let failed = first_failed(&operation.prepare, &rows[3..], trouble)?;
+                Ok(failed.map(|Failed { step, code, cause }| {
+                    tracing::debug!(txid = %prepare.txid, %code, place = step.place, cause, "refused");
+                    Ran::Refused(Refusal::with(code))
+                }))
             }
         }
-        Ok(None)
     }
 
+    /// It goes by itself: a branch that is in the list says yes, so the rows that its steps changed are counted before.
     async fn prepare_transaction(&self, worker: &mut Lease<'_>, prepare: &Prepare) -> Result<Ran, Unavailable> {
         let gid = Gid::new(prepare.txid, &self.owner, &prepare.hash).to_string();
         let both = format!(
@@ -396,287 +426,26 @@ impl PostgresResource {
         }
     }
 
-    /// A local transaction of its own. `false`: another session has the txid, or its key; look again.
-    async fn insert_refused(
-        &self,
-        worker: &mut Lease<'_>,
-        prepare: &Prepare,
-        refusal: &Refusal,
-    ) -> Result<bool, Unavailable> {
-        let doing = "refusing";
-        let sql = format!("{INSERT_ROW} on conflict do nothing");
-        let failed = |error: Error| unavailable(doing, &error);
-        let insert = worker.statement(&sql, &INSERT_ROW_TYPES).await.map_err(failed)?;
-        let row = LedgerRow::of(prepare, State::Refused, Some(refusal));
-        match worker.client.execute(&insert, &row.parameters()).await {
-            Ok(inserted) => Ok(inserted == 1),
-            Err(error) if matches!(blame(&error), Blame::Busy) => Ok(false),
-            Err(error) => Err(failed(error)),
-        }
-    }
-
-    /// What the list and the ledger say of a txid.
-    async fn look(&self, connection: &mut Lease<'_>, txid: &Txid) -> Result<Known, Unavailable> {
-        let failed = |error: Error| unavailable("looking at the ledger", &error);
-        let list = connection.statement(LOOK_AT_LIST, &[Type::TEXT, Type::TEXT]).await.map_err(failed)?;
-        let row = connection.statement(LOOK_AT_ROW, &[Type::TEXT_ARRAY]).await.map_err(failed)?;
-        let (mark, name) = (self.mark(), txid.to_string());
-        let names = [name.as_str()];
-        let client = &connection.client;
-        let (list_parameters, row_parameters): ([&(dyn ToSql + Sync); 2], [&(dyn ToSql + Sync); 1]) =
-            ([&mark, &name], [&names.as_slice()]);
-        // In this order: what is being committed is in one of them.
-        let (list, row) = tokio::join!(
-            biased;
-            client.query_one(&list, &list_parameters),
-            client.query_opt(&row, &row_parameters),
-        );
-        let (list, row) = (list.map_err(failed)?, row.map_err(failed)?);
-        let in_doubt = usize::try_from(list.get::<_, i64>(0)).unwrap_or(usize::MAX);
-        let gid = list.get::<_, Option<&str>>(1).and_then(|gid| gid.parse().ok());
-        Ok(Known { in_doubt, gid, row: row.map(|row| stored_row(&row)) })
-    }
-
-    /// What stands in all gids of this ledger, and in no others.
-    fn mark(&self) -> String {
-        mark(&self.owner)
+    /// Opens a local transaction that waits so long for a lock.
+    fn begin(&self, lock_timeout: Duration) -> String {
+        format!(
+            "begin isolation level read committed; set local lock_timeout = {}; set local statement_timeout = {}",
+            lock_timeout.as_millis(),
+            self.settings.statement_timeout.max(lock_timeout).as_millis(),
+        )
     }
 }
 
+/// What stands in all gids of this ledger, and in no others.
 fn mark(owner: &Owner) -> String {
     format!("/{}/{}/", owner.deployment, owner.participant)
 }
 
-/// What was found of a txid.
-struct Known {
-    /// How many branches of ours are prepared in all.
-    in_doubt: usize,
-    gid: Option<Gid>,
-    row: Option<StoredRow>,
-}
-
-impl Known {
-    /// The row, or what stands for it while it is invisible. A gid tells only the first half of a hash.
-    fn row(&self, hash: &suture_contract::ids::RequestHash) -> Result<Option<Row>, Fault> {
-        if let Some(row) = &self.row {
-            return row.clone().read().map(Some);
-        }
-        let Some(gid) = &self.gid else { return Ok(None) };
-        if !gid.has_hash(hash) {
-            let violation = Violation { state: State::InDoubt, event: Event::Prepare, wrong: Wrong::OtherHash };
-            return Err(violation.into());
-        }
-        Ok(Some(Row { state: State::InDoubt, hash: *hash, refusal: None }))
-    }
-}
-
-// ---- decide ----------------------------------------------------------------------------------------------------------
-
-/// A decision under way: settled, or to be looked at again.
-struct Undecided<'a> {
-    index: usize,
-    decision: &'a Decision,
-    /// Finished by us: what is reported when it is seen.
-    effect: Effect,
-    /// Whether its `aborted` row is tried with key and attempt next.
-    named: bool,
-}
-
-impl PostgresResource {
-    async fn commit_all(&self, batch: &[Arc<Decision>]) -> Result<Vec<Decided>, Unavailable> {
-        let mut settled: Vec<Option<Decided>> = batch.iter().map(|_| None).collect();
-        let mut open: Vec<Undecided<'_>> = undecided(batch);
-        let looks = looks_within(self.settings.lost_after);
-        let mut look = 0;
-        loop {
-            let mut decider = self.deciders.lease().await?;
-            let known = self.look_at_all(&mut decider, &open).await?;
-            let mut to_commit = Vec::new();
-            let mut rest = Vec::new();
-            for mut item in open {
-                match known.step(item.decision, Event::Commit) {
-                    Ok(Step::Nothing) => settled[item.index] = Some(Ok(item.effect)),
-                    Ok(Step::Commit) => {
-                        // Done only when its row is seen: it goes around once more.
-                        item.effect = Effect::Finished;
-                        to_commit.push(Gid::new(item.decision.txid, &self.owner, &item.decision.hash));
-                        rest.push(item);
-                    }
-                    Ok(Step::Run | Step::RollBack | Step::NoteAbort | Step::AnswerYes | Step::AnswerNo) => {
-                        settled[item.index] = Some(Err(Fault::BrokenRow));
-                    }
-                    Err(Fault::Violation(Violation { state: State::Absent, .. })) if look < looks => rest.push(item),
-                    Err(fault) => settled[item.index] = Some(Err(fault)),
-                }
-            }
-            open = rest;
-            if open.is_empty() {
-                decider.give_back();
-                return Ok(settled.into_iter().map(|settled| settled.unwrap_or(Err(Fault::BrokenRow))).collect());
-            }
-            if to_commit.is_empty() {
-                self.wait_for_holder(&mut decider, open[0].decision).await?;
-                look += 1;
-            }
-            decider.give_back();
-            self.finish("commit prepared", to_commit).await?;
-        }
-    }
-
-    /// Rests until a row that nobody can see yet is finished, or for a moment.
-    async fn wait_for_holder(&self, decider: &mut Lease<'_>, decision: &Decision) -> Result<(), Unavailable> {
-        let failed = |error: Error| unavailable("looking for a branch", &error);
-        let trial = format!(
-            "begin; insert into suture_ledger (txid, state, hash) values ('{}', 'aborted', '{}') on conflict do nothing",
-            decision.txid, decision.hash
-        );
-        let tried = decider.client.batch_execute(&trial).await;
-        decider.client.batch_execute("rollback").await.map_err(failed)?;
-        match tried {
-            Err(error) if matches!(blame(&error), Blame::Busy) => {}
-            Err(error) => return Err(failed(error)),
-            Ok(()) => sleep(LOOK_AGAIN).await,
-        }
-        Ok(())
-    }
-
-    async fn abort_all(&self, batch: &[Arc<Decision>]) -> Result<Vec<Decided>, Unavailable> {
-        let mut settled: Vec<Option<Decided>> = batch.iter().map(|_| None).collect();
-        let mut open: Vec<Undecided<'_>> = undecided(batch);
-        loop {
-            let mut decider = self.deciders.lease().await?;
-            let known = self.look_at_all(&mut decider, &open).await?;
-            let mut to_roll_back = Vec::new();
-            let mut rest = Vec::new();
-            for mut item in open {
-                match known.step(item.decision, Event::Abort) {
-                    Ok(Step::Nothing) => settled[item.index] = Some(Ok(item.effect)),
-                    Ok(Step::RollBack) => {
-                        item.effect = Effect::Finished;
-                        // What held key and attempt was this branch itself.
-                        item.named = true;
-                        to_roll_back.push(Gid::new(item.decision.txid, &self.owner, &item.decision.hash));
-                        rest.push(item);
-                    }
-                    Ok(Step::NoteAbort) => {
-                        if item.effect == Effect::Repeated {
-                            // It may be the abort of a duplicate, and the original is still to come.
-                            item.named = false;
-                            item.effect = Effect::NotedAbort;
-                        }
-                        rest.push(item);
-                    }
-                    Ok(Step::Run | Step::Commit | Step::AnswerYes | Step::AnswerNo) => {
-                        settled[item.index] = Some(Err(Fault::BrokenRow));
-                    }
-                    Err(fault) => settled[item.index] = Some(Err(fault)),
-                }
-            }
-            open = rest;
-            if open.is_empty() {
-                decider.give_back();
-                return Ok(settled.into_iter().map(|settled| settled.unwrap_or(Err(Fault::BrokenRow))).collect());
-            }
-            decider.give_back();
-            self.finish("rollback prepared", to_roll_back).await?;
-            // The next round sees the rows, or a branch that was prepared meanwhile and blocks one of them.
-            self.insert_aborted(&mut open).await?;
-        }
-    }
-
-    /// COMMIT PREPARED or ROLLBACK PREPARED for each, over all connections for decisions. What is unknown by now shows in
-    /// the look that follows.
-    async fn finish(&self, how: &'static str, gids: Vec<Gid>) -> Result<(), Unavailable> {
-        let lanes = self.settings.decision_connections.min(gids.len());
-        let lane = |lane: usize| {
-            let gids = gids.iter().skip(lane).step_by(lanes);
-            async move {
-                let decider = self.deciders.lease().await?;
-                for gid in gids {
-                    finish_one(&decider.client, how, gid).await?;
-                }
-                decider.give_back();
-                Ok(())
-            }
-        };
-        let lanes: Vec<InFlight<'_, Result<(), Unavailable>>> =
-            (0..lanes).map(|index| Box::pin(lane(index)) as InFlight<'_, _>).collect();
-        in_order(lanes).await.into_iter().collect()
-    }
-
-    /// `aborted` rows, for all whose way is free. What is not there when it is looked for next was blocked: by its own
-    /// prepare, which shows in the list then, or by another transaction that has key and attempt, and then it goes without
-    /// them. An abort that overtook its prepare takes none.
-    async fn insert_aborted(&self, open: &mut [Undecided<'_>]) -> Result<(), Unavailable> {
-        let mut decider = self.deciders.lease().await?;
-        if !insert_aborted_rows(&mut decider, open).await? && open.len() > 1 {
-            for item in open.chunks(1) {
-                insert_aborted_rows(&mut decider, item).await?;
-            }
-        }
-        decider.give_back();
-        for item in open {
-            item.named = !item.named && item.effect == Effect::Finished;
-        }
-        Ok(())
-    }
-
-    async fn look_at_all(&self, decider: &mut Lease<'_>, open: &[Undecided<'_>]) -> Result<KnownOfAll, Unavailable> {
-        let failed = |error: Error| unavailable("looking at the ledger", &error);
-        let list_sql =
-            "select gid from pg_prepared_xacts where database = current_database() and position($1 in gid) > 0";
-        let list = decider.statement(list_sql, &[Type::TEXT]).await.map_err(failed)?;
-        let rows = decider.statement(LOOK_AT_ROW, &[Type::TEXT_ARRAY]).await.map_err(failed)?;
-        let mark = self.mark();
-        let txids: Vec<String> = open.iter().map(|item| item.decision.txid.to_string()).collect();
-        let client = &decider.client;
-        let (list_parameters, row_parameters): ([&(dyn ToSql + Sync); 1], [&(dyn ToSql + Sync); 1]) =
-            ([&mark], [&txids]);
-        // In this order: what is being committed is in one of them.
-        let (list, rows) =
-            tokio::join!(biased; client.query(&list, &list_parameters), client.query(&rows, &row_parameters));
-        let ours = |gid: &Gid| gid.owner == self.owner;
-        let list = list.map_err(failed)?;
-        let gids = list.iter().filter_map(|row| row.get::<_, &str>(0).parse().ok()).filter(ours);
-        Ok(KnownOfAll {
-            gids: gids.map(|gid| (gid.txid, gid)).collect(),
-            rows: rows.map_err(failed)?.iter().map(|row| (row.get(0), stored_row(row))).collect(),
-        })
-    }
-}
-
-/// What was found of several txids.
-struct KnownOfAll {
-    gids: HashMap<Txid, Gid>,
-    rows: HashMap<String, StoredRow>,
-}
-
-impl KnownOfAll {
-    fn step(&self, decision: &Decision, event: Event) -> Result<Step, Fault> {
-        if let Some(row) = self.rows.get(&decision.txid.to_string()) {
-            return Ok(step_of_row(Some(&row.clone().read()?), event, &decision.hash)?);
-        }
-        match self.gids.get(&decision.txid) {
-            Some(gid) => Ok(step(State::InDoubt, event, gid.has_hash(&decision.hash))?),
-            None => Ok(step(State::Absent, event, true)?),
-        }
-    }
-}
-
-fn undecided(batch: &[Arc<Decision>]) -> Vec<Undecided<'_>> {
-    batch
-        .iter()
-        .enumerate()
-        .map(|(index, decision)| Undecided { index, decision, effect: Effect::Repeated, named: true })
-        .collect()
-}
-
-/// How many looks with a rest after each fill this time.
-fn looks_within(time: Duration) -> u128 {
-    time.as_millis() / LOOK_AGAIN.as_millis()
-}
-
-async fn finish_one(client: &Client, how: &str, gid: &Gid) -> Result<(), Unavailable> {
+async fn finish_one(client: &Client, how: How, gid: &Gid) -> Result<(), Unavailable> {
+    let how = match how {
+        How::Commit => "commit prepared",
+        How::RollBack => "rollback prepared",
+    };
     for _ in 0..LOOKS {
         let Err(error) = client.batch_execute(&format!("{how} '{gid}'")).await else { return Ok(()) };
         match sqlstate(&error).as_str() {
@@ -690,25 +459,85 @@ async fn finish_one(client: &Client, how: &str, gid: &Gid) -> Result<(), Unavail
     Err(Unavailable::new("finishing a branch", "55000"))
 }
 
-/// `false`: a lock was waited for in vain, and none was inserted.
-async fn insert_aborted_rows(decider: &mut Lease<'_>, open: &[Undecided<'_>]) -> Result<bool, Unavailable> {
-    let failed = |error: Error| unavailable("noting aborts", &error);
-    let sql = "insert into suture_ledger (txid, state, hash, business_key, attempt)
-               select t, 'aborted', h, k, a from unnest($1, $2, $3, $4) as aborted (t, h, k, a)
-               on conflict do nothing";
-    let texts = Type::TEXT_ARRAY;
-    let insert =
-        decider.statement(sql, &[texts.clone(), texts.clone(), texts, Type::INT8_ARRAY]).await.map_err(failed)?;
-    let txids: Vec<String> = open.iter().map(|item| item.decision.txid.to_string()).collect();
-    let hashes: Vec<String> = open.iter().map(|item| item.decision.hash.to_string()).collect();
-    let keys: Vec<Option<&str>> =
-        open.iter().map(|item| item.named.then_some(item.decision.business_key.as_str())).collect();
-    let attempts: Vec<Option<i64>> =
-        open.iter().map(|item| item.named.then_some(i64::from(item.decision.attempt.number()))).collect();
-    match decider.client.execute(&insert, &[&txids, &hashes, &keys, &attempts]).await {
-        Ok(_) => Ok(true),
-        Err(error) if matches!(blame(&error), Blame::Busy) => Ok(false),
-        Err(error) => Err(failed(error)),
+// ---- mode reserve ----------------------------------------------------------------------------------------------------
+
+/// A connection in mode reserve.
+struct LocalSession<'a> {
+    lease: Lease<'a>,
+    begin: String,
+    /// The savepoint of a branch that stays; gone with its transaction.
+    has_savepoint: bool,
+}
+
+impl PostgresResource {
+    async fn session<'a>(&self, pool: &'a Pool, lock_timeout: Duration) -> Result<LocalSession<'a>, Unavailable> {
+        Ok(LocalSession { lease: pool.lease().await?, begin: self.begin(lock_timeout), has_savepoint: false })
+    }
+
+    async fn reserve(&self, batch: &[Arc<Prepare>]) -> Result<Vec<Prepared>, Unavailable> {
+        let mut session = self.session(&self.workers, self.settings.lock_timeout).await?;
+        let prepared = reserve::prepare(&mut session, &self.operations, batch).await?;
+        session.lease.give_back();
+        Ok(prepared)
+    }
+
+    async fn confirm_or_cancel(&self, batch: &[Arc<Decision>]) -> Result<Vec<Decided>, Unavailable> {
+        let mut session = self.session(&self.deciders, self.settings.lock_timeout).await?;
+        let decided = reserve::decide(&mut session, &self.operations, batch).await?;
+        session.lease.give_back();
+        Ok(decided)
+    }
+}
+
+impl Session for LocalSession<'_> {
+    async fn begin(&mut self) -> Result<(), Trouble> {
+        self.has_savepoint = false;
+        self.lease.client.batch_execute(&self.begin).await.map_err(|error| trouble(&error))
+    }
+
+    /// In a block that has failed COMMIT answers ROLLBACK, without an error, and the driver drops the tag: so something that
+    /// only a sound block can do stands before it.
+    async fn commit(&mut self) -> Result<(), Trouble> {
+        self.lease.client.batch_execute("select 1; commit").await.map_err(|error| trouble(&error))
+    }
+
+    async fn roll_back(&mut self) -> Result<(), Trouble> {
+        self.lease.client.batch_execute("rollback").await.map_err(|error| trouble(&error))
+    }
+
+    async fn rows(&mut self, txids: &[Txid], lock: bool) -> Result<BTreeMap<Txid, StoredRow>, Trouble> {
+        let sql = match lock {
+            true => format!("{LOOK_AT_ROWS} order by txid for update"),
+            false => LOOK_AT_ROWS.to_string(),
+        };
+        let failed = |error: Error| trouble(&error);
+        let look = self.lease.statement(&sql, &[Type::TEXT_ARRAY]).await.map_err(failed)?;
+        let txids: Vec<String> = txids.iter().map(Txid::to_string).collect();
+        let rows = self.lease.client.query(&look, &[&txids]).await.map_err(failed)?;
+        let unreadable = |unavailable: Unavailable| Trouble { blame: Blame::Database, code: unavailable.code };
+        stored_rows(&rows).map_err(unreadable)
+    }
+
+    async fn rows_of_keys(&mut self, keys: &[&str]) -> Result<Vec<StoredKeyRow>, Trouble> {
+        rows_of_keys(&mut self.lease, keys).await.map_err(|error| trouble(&error))
+    }
+
+    async fn branch(&mut self, work: &[Work<'_>]) -> reserve::Ran {
+        let savepoint = match std::mem::replace(&mut self.has_savepoint, true) {
+            true => "release savepoint branch; savepoint branch",
+            false => "savepoint branch",
+        };
+        let mut flight = vec![Flown::Script(savepoint)];
+        flight.extend(work.iter().map(|work| Flown::Work(*work)));
+        let Landed { mut rows, trouble } = self.lease.fly(&flight).await;
+        rows.drain(..1.min(rows.len()));
+        reserve::Ran { rows, trouble }
+    }
+
+    async fn undo_branch(&mut self) -> Result<bool, Trouble> {
+        self.has_savepoint = false;
+        let undo = "rollback to savepoint branch; release savepoint branch";
+        self.lease.client.batch_execute(undo).await.map(|()| true).map_err(|error| trouble(&error))
     }
 }
 
@@ -723,7 +552,7 @@ impl PostgresResource {
             .query(
                 "select gid, extract(epoch from now() - prepared)::float8 from pg_prepared_xacts
                  where database = current_database() and position($1 in gid) > 0",
-                &[&self.mark()],
+                &[&mark(&self.owner)],
             )
             .await
             .map_err(|error| unavailable(doing, &error))?;
@@ -734,6 +563,21 @@ impl PostgresResource {
             (gid.owner == self.owner).then_some(InDoubt { txid: gid.txid, age })
         };
         Ok(rows.iter().filter_map(read).collect())
+    }
+
+    async fn rows_in_doubt(&self) -> Result<Vec<InDoubt>, Unavailable> {
+        let doing = "reading the ledger";
+        let clerk = self.clerks.lease().await?;
+        let sql =
+            "select txid, extract(epoch from now() - changed_at)::float8 from suture_ledger where state = 'in_doubt'";
+        let rows = clerk.client.query(sql, &[]).await.map_err(|error| unavailable(doing, &error))?;
+        clerk.give_back();
+        let read = |row: &tokio_postgres::Row| {
+            let age = Duration::try_from_secs_f64(row.get(1)).ok();
+            row.get::<_, &str>(0).parse().map(|txid| InDoubt { txid, age })
+        };
+        let unreadable = |_| Unavailable::new(doing, "a txid cannot be read");
+        rows.iter().map(|row| read(row).map_err(unreadable)).collect()
     }
 
     async fn read_positions(&self, topic: String) -> Result<Vec<Position>, Unavailable> {
@@ -774,15 +618,7 @@ impl PostgresResource {
 
     async fn insert_seeds(&self, name: &str, payloads: &[Box<RawValue>]) -> Result<u64, SeedError> {
         let seed = self.seeds.get(name).ok_or_else(|| SeedError::Unknown(name.to_string()))?;
-        let mut rows = Vec::with_capacity(payloads.len());
-        for (index, payload) in payloads.iter().enumerate() {
-            let unusable = |unusable: operations::Unusable| SeedError::Unusable {
-                index,
-                code: unusable.code.to_string(),
-                parameter: unusable.parameter,
-            };
-            rows.push(seed.bind(payload).map_err(unusable)?);
-        }
+        let rows = bind_seed(seed, payloads)?;
         // An error leaves the transaction open; the lease closes the connection then, and all of it is undone.
         let mut clerk = self.clerks.lease().await?;
         let begun = clerk.client.batch_execute("begin").await;
@@ -820,76 +656,53 @@ async fn insert_seed(clerk: &mut Lease<'_>, step: &operations::Step, values: &Va
 const INSERT_ROW_TYPES: [Type; 9] =
     [Type::TEXT, Type::TEXT, Type::TEXT, Type::TEXT, Type::INT8, Type::TEXT, Type::TEXT, Type::TEXT, Type::TEXT];
 
-/// A row as it is inserted.
-struct LedgerRow {
-    txid: String,
-    state: &'static str,
-    hash: String,
-    business_key: Option<String>,
-    attempt: Option<i64>,
-    live_key: Option<String>,
-    operation: Option<String>,
-    code: Option<String>,
-    duplicate_of: Option<String>,
+fn parameters(row: &LedgerRow) -> Vec<Box<dyn ToSql + Sync + Send + '_>> {
+    vec![
+        Box::new(&row.txid),
+        Box::new(row.state),
+        Box::new(&row.hash),
+        Box::new(&row.business_key),
+        Box::new(row.attempt),
+        Box::new(&row.live_key),
+        Box::new(&row.operation),
+        Box::new(&row.code),
+        Box::new(&row.duplicate_of),
+    ]
 }
 
-impl LedgerRow {
-    /// A row about an older branch carries neither key nor attempt: those are taken.
-    fn of(prepare: &Prepare, state: State, refusal: Option<&Refusal>) -> Self {
-        let named = !refusal.is_some_and(Refusal::is_repeat);
-        // The name of an operation that is none may be anything, even text that PostgreSQL does not store.
-        let is_readable = refusal.is_none_or(|refusal| refusal.code.as_str() != code::UNREADABLE);
-        let key = prepare.business_key.to_string();
-        Self {
-            txid: prepare.txid.to_string(),
-            state: state.as_str(),
-            hash: prepare.hash.to_string(),
-            business_key: named.then(|| key.clone()),
-            attempt: named.then(|| i64::from(prepare.attempt.number())),
-            live_key: (state == State::Committed).then_some(key),
-            operation: is_readable.then(|| prepare.operation.clone()),
-            code: refusal.map(|refusal| refusal.code.to_string()),
-            duplicate_of: refusal.and_then(|refusal| refusal.duplicate_of).map(|txid| txid.to_string()),
-        }
-    }
-
-    fn parameters(&self) -> [&(dyn ToSql + Sync); 9] {
-        [
-            &self.txid,
-            &self.state,
-            &self.hash,
-            &self.business_key,
-            &self.attempt,
-            &self.live_key,
-            &self.operation,
-            &self.code,
-            &self.duplicate_of,
-        ]
-    }
-}
-
-fn stored_row(row: &tokio_postgres::Row) -> StoredRow {
-    StoredRow { state: row.get(1), hash: row.get(2), code: row.get(3), duplicate_of: row.get(4) }
-}
-
-async fn rows_of_key(worker: &mut Lease<'_>, prepare: &Prepare) -> Result<Result<Vec<KeyRow>, Fault>, Unavailable> {
-    let failed = |error: Error| unavailable("looking at the ledger", &error);
-    let statement = worker.statement(LOOK_AT_KEY, &[Type::TEXT]).await.map_err(failed)?;
-    let rows = worker.client.query(&statement, &[&prepare.business_key.as_str()]).await.map_err(failed)?;
+/// The ledger rows of [`LOOK_AT_ROWS`].
+fn stored_rows<M: FromIterator<(Txid, StoredRow)>>(rows: &[tokio_postgres::Row]) -> Result<M, Unavailable> {
     let read = |row: &tokio_postgres::Row| {
-        Some(KeyRow {
-            txid: row.get::<_, &str>(0).parse().ok()?,
-            state: State::of_ledger(row.get(1))?,
-            hash: row.get::<_, &str>(2).parse().ok()?,
-            attempt: u32::try_from(row.get::<_, i64>(3)).ok().and_then(Attempt::new)?,
-        })
+        let txid = row.get::<_, &str>(0).parse().ok()?;
+        let stored = StoredRow {
+            state: row.get(1),
+            hash: row.get(2),
+            operation: row.get(3),
+            code: row.get(4),
+            duplicate_of: row.get(5),
+        };
+        Some((txid, stored))
     };
-    Ok(rows.iter().map(|row| read(row).ok_or(Fault::BrokenRow)).collect())
+    let unreadable = || Unavailable::new("reading the ledger", "a txid cannot be read");
+    rows.iter().map(|row| read(row).ok_or_else(unreadable)).collect()
+}
+
+async fn rows_of_keys(connection: &mut Connection, keys: &[&str]) -> Result<Vec<StoredKeyRow>, Error> {
+    let look = connection.statement(LOOK_AT_KEYS, &[Type::TEXT_ARRAY]).await?;
+    let rows = connection.client.query(&look, &[&keys]).await?;
+    let read = |row: &tokio_postgres::Row| StoredKeyRow {
+        business_key: row.get(0),
+        txid: row.get(1),
+        state: row.get(2),
+        hash: row.get(3),
+        attempt: row.get(4),
+    };
+    Ok(rows.iter().map(read).collect())
 }
 
 // ---- opening ---------------------------------------------------------------------------------------------------------
 
-async fn check_needs(client: &Client, settings: &PostgresSettings, owner: &Owner) -> Result<(), OpenError> {
+async fn check_needs(client: &Client, settings: &PostgresSettings, opening: &Opening) -> Result<(), OpenError> {
     let row = client
         .query_one(
             "select current_setting('server_version_num')::int, current_setting('server_version'),
@@ -899,7 +712,7 @@ async fn check_needs(client: &Client, settings: &PostgresSettings, owner: &Owner
                      where database = current_database() and position($1 in gid) > 0
                        and owner is distinct from current_user
                        and not (select rolsuper from pg_roles where rolname = current_user))",
-            &[&mark(owner)],
+            &[&mark(&opening.owner)],
         )
         .await
         .map_err(|error| unavailable("reading settings", &error))?;
@@ -908,7 +721,7 @@ async fn check_needs(client: &Client, settings: &PostgresSettings, owner: &Owner
         return need("server_version", row.get(1), "use PostgreSQL 13 or later, a current minor".to_string());
     }
     let (slots, wanted) = (row.get::<_, i64>(2), 2 * settings.cap);
-    if slots < i64::try_from(wanted).unwrap_or(i64::MAX) {
+    if opening.mode == Mode::Xa && slots < i64::try_from(wanted).unwrap_or(i64::MAX) {
         let remedy =
             format!("set it to {wanted} or more (twice database.cap) and restart PostgreSQL, or lower the cap");
         return need("max_prepared_transactions", slots.to_string(), remedy);
@@ -1045,12 +858,6 @@ impl Lease<'_> {
             self.pool.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
         }
     }
-
-    /// Gives the connection back and passes an answer on.
-    fn answer<T>(self, answer: T) -> T {
-        self.give_back();
-        answer
-    }
 }
 
 impl std::ops::Deref for Lease<'_> {
@@ -1082,6 +889,76 @@ impl Connection {
         let types: Vec<Type> = step.kinds.iter().map(|kind| type_of(*kind)).collect();
         self.statement(&step.sql, &types).await
     }
+}
+
+/// One message of a flight.
+enum Flown<'a> {
+    /// Statements without values.
+    Script(&'a str),
+    /// One statement of a branch.
+    Work(Work<'a>),
+}
+
+/// How far a flight came.
+struct Landed {
+    /// How many rows each of them read or changed.
+    rows: Vec<u64>,
+    /// Why the one behind them failed.
+    trouble: Option<Trouble>,
+}
+
+impl Connection {
+    /// Sends all of them at once, in order; what follows one that fails comes to nothing.
+    async fn fly(&mut self, flight: &[Flown<'_>]) -> Landed {
+        let mut prepared = Vec::with_capacity(flight.len());
+        for flown in flight {
+            let statement = match flown {
+                Flown::Script(script) => Ok(Cargo::Script(script)),
+                Flown::Work(work) => self.load(*work).await,
+            };
+            match statement {
+                Ok(cargo) => prepared.push(cargo),
+                Err(error) => return Landed { rows: Vec::new(), trouble: Some(trouble(&error)) },
+            }
+        }
+        let client = &self.client;
+        let sent = prepared.iter().map(|cargo| match cargo {
+            Cargo::Script(script) => {
+                Box::pin(async { client.batch_execute(script).await.map(|()| 0_u64) }) as InFlight<'_, _>
+            }
+            Cargo::Bound(statement, values) => {
+                Box::pin(async { client.execute(statement, &references(values)).await }) as InFlight<'_, _>
+            }
+        });
+        let mut rows = Vec::with_capacity(flight.len());
+        for landed in in_order(sent.collect()).await {
+            match landed {
+                Ok(count) => rows.push(count),
+                Err(error) => return Landed { rows, trouble: Some(trouble(&error)) },
+            }
+        }
+        Landed { rows, trouble: None }
+    }
+
+    async fn load<'a>(&mut self, work: Work<'a>) -> Result<Cargo<'a>, Error> {
+        Ok(match work {
+            Work::Step(step, values) => Cargo::Bound(self.statement_of(step).await?, bound(step, values)),
+            Work::Insert(row) => {
+                let insert = self.statement(INSERT_ROW, &INSERT_ROW_TYPES).await?;
+                Cargo::Bound(insert, parameters(row))
+            }
+            Work::Finish(txid, state) => {
+                let finish = self.statement(FINISH_ROW, &[Type::TEXT, Type::TEXT]).await?;
+                Cargo::Bound(finish, vec![Box::new(txid.to_string()), Box::new(state.as_str())])
+            }
+        })
+    }
+}
+
+/// A message with its values.
+enum Cargo<'a> {
+    Script(&'a str),
+    Bound(Statement, Vec<Box<dyn ToSql + Sync + Send + 'a>>),
 }
 
 impl Drop for Connection {
@@ -1121,15 +998,8 @@ fn shows(messages: &[SimpleQueryMessage], expected: &str) -> bool {
 
 // ---- errors and values -----------------------------------------------------------------------------------------------
 
-/// Who is to blame for an error.
-enum Blame {
-    Unique,
-    Check,
-    /// Others are in the way; the same may succeed later.
-    Busy,
-    Statement,
-    /// Nobody knows what was done.
-    Database,
+fn trouble(error: &Error) -> Trouble {
+    Trouble { blame: blame(error), code: sqlstate(error) }
 }
 
 fn blame(error: &Error) -> Blame {
@@ -1162,10 +1032,6 @@ fn is_of_the_network(error: &Error) -> bool {
 
 fn unavailable(doing: &'static str, error: &Error) -> Unavailable {
     Unavailable::new(doing, sqlstate(error))
-}
-
-fn busy() -> Code {
-    Refusal::because(code::BUSY).code
 }
 
 fn type_of(kind: Kind) -> Type {
@@ -1203,7 +1069,7 @@ fn bound_value(value: &Value, kind: Kind) -> Box<dyn ToSql + Sync + Send> {
     }
 }
 
-fn references(bound: &[Box<dyn ToSql + Sync + Send>]) -> Vec<&(dyn ToSql + Sync)> {
+fn references<'a>(bound: &'a [Box<dyn ToSql + Sync + Send + '_>]) -> Vec<&'a (dyn ToSql + Sync)> {
     bound.iter().map(|value| value.as_ref() as &(dyn ToSql + Sync)).collect()
 }
 

@@ -24,7 +24,7 @@ use suture_contract::ids::{LogLetters, Shard, Txid};
 use suture_contract::messages::{Decision, Prepare};
 use suture_participants_core::branch::{Answer, Violation};
 use suture_participants_core::gid::Owner;
-use suture_participants_core::operations::{Operation, Seed};
+use suture_participants_core::operations::{Mode, Operation, Seed};
 
 /// A database that takes part in transactions.
 pub trait Resource: Send + Sync + 'static {
@@ -64,6 +64,11 @@ pub struct Batching {
     pub branches: usize,
     /// Most batches at once.
     pub jobs: usize,
+}
+
+impl Batching {
+    /// Where no branch waits for another one's decision: a local transaction for all that is there.
+    pub const RESERVE: Self = Self { branches: 128, jobs: 1 };
 }
 
 /// What became of a prepare.
@@ -151,6 +156,8 @@ pub struct Position {
 /// What a resource is opened with.
 #[derive(Debug, Clone)]
 pub struct Opening {
+    /// How it keeps its promise.
+    pub mode: Mode,
     /// Whose ledger it must be.
     pub owner: Owner,
     /// The fingerprint of the identity key that made the business keys; another one in the ledger is refused. `None`:

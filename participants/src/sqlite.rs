@@ -1,18 +1,13 @@
-//! SQLite in mode reserve: one writer connection in a thread of its own, one local transaction a batch, a savepoint a
-//! branch.
+//! SQLite in mode reserve: one writer connection in a thread of its own.
 //!
 //! - Settings are set and read back at every open, because they belong to the connection: WAL, `synchronous=FULL`,
 //!   foreign keys, a busy timeout. The version must be one without the WAL-reset race.
 //! - Every transaction is BEGIN IMMEDIATE: one that reads first and writes later fails at once when another process
 //!   wrote in between, whatever the timeout.
-//! - A failed statement is undone by rolling back to the branch's savepoint. After every error the connection is asked
-//!   whether the transaction is still there: a full disk ends all of it, and what followed would be in autocommit.
-//! - A batch that cannot be committed as a whole (a deferred foreign key, a `ON CONFLICT ROLLBACK`) is done again branch by
-//!   branch, so that the one at fault is refused and the others are not.
-//! - Branches run in the order of the log; two with the same txid or business key in one batch meet each other's rows.
+//! - After every error the connection is asked whether the transaction is still there: a full disk ends all of it, and
+//!   what followed would be in autocommit.
 //!
-//! A branch holds no lock between vote and decision, so all checks belong into `reserve`; `confirm` and `cancel` must be
-//! able to run whatever comes.
+//! How batches run stands in [`crate::reserve`].
 //!
 //! Left out: several writers; attached files (in WAL they are not atomic together).
 
@@ -20,23 +15,25 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use rusqlite::types::{ToSqlOutput, ValueRef};
-use rusqlite::{Connection, ErrorCode, OptionalExtension, ToSql, ffi, params};
+use rusqlite::{Connection, ErrorCode, ToSql, TransactionBehavior, ffi, params};
 use serde_json::value::RawValue;
-use suture_contract::ids::{Attempt, Code, Shard, Txid};
-use suture_contract::messages::{Decision, Prepare, Verdict};
-use suture_participants_core::branch::{Answer, Event, KeyRow, Refusal, State, Step, refusal_by_key, step_of_row};
-use suture_participants_core::operations::{self, Operation, Rows, Seed, Values, statement_failed};
+use suture_contract::ids::{Shard, Txid};
+use suture_contract::messages::{Decision, Prepare};
+use suture_participants_core::operations::{self, Operation, Rows, Seed, Values};
 use suture_participants_core::values::Value;
 use tokio::sync::oneshot;
 
 use crate::config::SqliteSettings;
-use crate::ledger::{LEDGER_ID, StoredRow, check_marks};
+use crate::ledger::{LEDGER_ID, StoredKeyRow, StoredRow, bind_seed, check_marks};
+use crate::reserve::{self, Ran, Session, Work};
 use crate::resource::{
-    Batching, Decided, Effect, Fault, InDoubt, OpenError, Opening, Position, Prepared, Resource, SeedError, Unavailable,
+    Batching, Decided, InDoubt, OpenError, Opening, Position, Prepared, Resource, SeedError, Unavailable,
 };
+use crate::trouble::{Blame, Trouble};
 
 /// The first version without the WAL-reset race, in SQLite's numbers.
 const FIRST_SOUND_VERSION: i32 = 3_051_003;
@@ -114,6 +111,14 @@ impl SqliteResource {
     }
 }
 
+/// What never waits, on a thread of its own that may block.
+fn at_once<T>(work: impl Future<Output = T>) -> T {
+    match std::pin::pin!(work).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => output,
+        Poll::Pending => unreachable!("a SQLite session has nothing to wait for"),
+    }
+}
+
 fn thread_gone() -> Unavailable {
     Unavailable::new("handing over work", "thread ended")
 }
@@ -125,19 +130,19 @@ impl Resource for SqliteResource {
 
     /// One thread, and no waiting for locks.
     fn batching(&self) -> Batching {
-        Batching { branches: 128, jobs: 1 }
+        Batching::RESERVE
     }
 
     async fn prepare(&self, batch: Vec<Arc<Prepare>>) -> Result<Vec<Prepared>, Unavailable> {
-        self.run(move |ledger| ledger.prepare(&batch)).await
+        self.run(move |ledger| at_once(ledger.prepare(&batch))).await
     }
 
     async fn commit(&self, batch: Vec<Arc<Decision>>) -> Result<Vec<Decided>, Unavailable> {
-        self.run(move |ledger| ledger.decide(&batch)).await
+        self.run(move |ledger| at_once(ledger.decide(&batch))).await
     }
 
     async fn abort(&self, batch: Vec<Arc<Decision>>) -> Result<Vec<Decided>, Unavailable> {
-        self.run(move |ledger| ledger.decide(&batch)).await
+        self.run(move |ledger| at_once(ledger.decide(&batch))).await
     }
 
     async fn in_doubt(&self) -> Result<Vec<InDoubt>, Unavailable> {
@@ -160,31 +165,11 @@ impl Resource for SqliteResource {
 /// The connection, and what runs on it. Lives in its own thread.
 struct Ledger {
     connection: Connection,
+    /// The savepoint of a branch that stays; gone with its transaction.
+    has_savepoint: bool,
     id: String,
-    operations: BTreeMap<String, Operation>,
+    operations: Arc<BTreeMap<String, Operation>>,
     seeds: BTreeMap<String, Seed>,
-}
-
-/// Why a batch came to nothing.
-enum Broken {
-    /// The database is at fault.
-    Unavailable(Unavailable),
-    /// One of the branches is at fault, and took the transaction with it.
-    Batch(Code),
-}
-
-/// Why a branch's steps did not run to their end.
-enum Failed {
-    /// The branch is at fault; its savepoint still stands.
-    Refused { code: Code, place: String, cause: String },
-    /// The transaction is gone.
-    Broken(Broken),
-}
-
-impl From<Unavailable> for Broken {
-    fn from(unavailable: Unavailable) -> Self {
-        Self::Unavailable(unavailable)
-    }
 }
 
 impl Ledger {
@@ -208,9 +193,19 @@ impl Ledger {
                 .map_err(|error| OpenError::Statement { place: step.place.clone(), code: number(&error) })?;
         }
         connection.set_prepared_statement_cache_capacity(256);
-        let ledger = Self { connection, id, operations, seeds };
+        let ledger = Self { connection, has_savepoint: false, id, operations: Arc::new(operations), seeds };
         ledger.check_operations_in_doubt()?;
         Ok(ledger)
+    }
+
+    async fn prepare(&mut self, batch: &[Arc<Prepare>]) -> Result<Vec<Prepared>, Unavailable> {
+        let operations = Arc::clone(&self.operations);
+        reserve::prepare(self, &operations, batch).await
+    }
+
+    async fn decide(&mut self, batch: &[Arc<Decision>]) -> Result<Vec<Decided>, Unavailable> {
+        let operations = Arc::clone(&self.operations);
+        reserve::decide(self, &operations, batch).await
     }
 
     fn check_operations_in_doubt(&self) -> Result<(), OpenError> {
@@ -221,273 +216,6 @@ impl Ledger {
             .into_iter()
             .find(|operation| !self.operations.contains_key(operation));
         unknown.map_or(Ok(()), |operation| Err(OpenError::NoOperation { operation }))
-    }
-
-    // ---- prepare -----------------------------------------------------------------------------------------------------
-
-    fn prepare(&mut self, batch: &[Arc<Prepare>]) -> Result<Vec<Prepared>, Unavailable> {
-        match self.prepare_together(batch) {
-            Ok(prepared) => Ok(prepared),
-            Err(Broken::Unavailable(unavailable)) => Err(unavailable),
-            Err(Broken::Batch(_)) => batch.iter().map(|prepare| self.prepare_alone(prepare)).collect(),
-        }
-    }
-
-    fn prepare_together(&mut self, batch: &[Arc<Prepare>]) -> Result<Vec<Prepared>, Broken> {
-        self.begin("preparing")?;
-        let mut prepared = Vec::with_capacity(batch.len());
-        for prepare in batch {
-            prepared.push(self.prepare_one(prepare).or_else(|broken| self.give_up(broken))?);
-        }
-        self.commit_batch("preparing")?;
-        Ok(prepared)
-    }
-
-    fn prepare_alone(&mut self, prepare: &Arc<Prepare>) -> Result<Prepared, Unavailable> {
-        let code = match self.prepare_together(std::slice::from_ref(prepare)) {
-            Ok(mut prepared) => return Ok(prepared.remove(0)),
-            Err(Broken::Unavailable(unavailable)) => return Err(unavailable),
-            Err(Broken::Batch(code)) => code,
-        };
-        let refusal = Refusal::with(code);
-        let doing = "refusing";
-        self.begin(doing)?;
-        let inserted = self.insert_row(prepare, State::Refused, Some(&refusal));
-        let inserted = inserted.map_err(|error| unavailable(doing, &error));
-        if let Err(error) = inserted {
-            self.roll_back();
-            return Err(error);
-        }
-        match self.commit_batch(doing) {
-            Ok(()) => Ok(Prepared::Answer(Answer::No(refusal))),
-            Err(Broken::Unavailable(unavailable)) => Err(unavailable),
-            Err(Broken::Batch(code)) => Err(Unavailable::new(doing, code)),
-        }
-    }
-
-    /// One branch inside the batch's transaction.
-    fn prepare_one(&self, prepare: &Prepare) -> Result<Prepared, Broken> {
-        let doing = "reading the ledger";
-        let row = match self.row(&prepare.txid).map_err(|error| unavailable(doing, &error))? {
-            Ok(row) => row,
-            Err(fault) => return Ok(Prepared::Fault(fault)),
-        };
-        let step = match step_of_row(row.as_ref(), Event::Prepare, &prepare.hash) {
-            Ok(step) => step,
-            Err(violation) => return Ok(Prepared::Fault(violation.into())),
-        };
-        match (step, row) {
-            (Step::Run, _) => {}
-            (_, Some(row)) => return Ok(Prepared::Answer(row.answer())),
-            (_, None) => return Ok(Prepared::Fault(Fault::BrokenRow)),
-        }
-        let of_key = match self.rows_of_key(prepare).map_err(|error| unavailable(doing, &error))? {
-            Ok(rows) => rows,
-            Err(fault) => return Ok(Prepared::Fault(fault)),
-        };
-        if let Some(refusal) = refusal_by_key(&of_key, prepare.attempt, &prepare.hash) {
-            return self.refuse(prepare, refusal);
-        }
-        let Some(operation) = self.operations.get(&prepare.operation) else {
-            tracing::warn!(txid = %prepare.txid, "prepare names an operation that is not configured");
-            return self.refuse(prepare, Refusal::with(operations::unreadable()));
-        };
-        let values = match operation.bind(&prepare.txid, &prepare.payload) {
-            Ok(values) => values,
-            Err(unusable) => {
-                let parameter = unusable.parameter.as_deref().unwrap_or("the whole payload");
-                tracing::warn!(txid = %prepare.txid, code = %unusable.code, parameter, "payload cannot be used");
-                return self.refuse(prepare, Refusal::with(unusable.code));
-            }
-        };
-        match self.reserve(prepare, operation, &values) {
-            Ok(()) => Ok(Prepared::Answer(Answer::Yes)),
-            Err(Failed::Broken(broken)) => Err(broken),
-            Err(Failed::Refused { code, place, cause }) => {
-                self.roll_back_branch()?;
-                tracing::debug!(txid = %prepare.txid, %code, place, cause, "refused");
-                self.refuse(prepare, Refusal::with(code))
-            }
-        }
-    }
-
-    fn reserve(&self, prepare: &Prepare, operation: &Operation, values: &Values) -> Result<(), Failed> {
-        let doing = "opening a branch";
-        let failed = |error: rusqlite::Error| Failed::Broken(unavailable(doing, &error).into());
-        self.execute("savepoint branch", &[]).map_err(failed)?;
-        self.insert_row(prepare, State::InDoubt, None).map_err(failed)?;
-        for step in &operation.prepare {
-            self.run_step(step, values)?;
-        }
-        self.execute("release branch", &[]).map_err(failed)?;
-        Ok(())
-    }
-
-    /// Runs a step. An error of the branch leaves the savepoint to roll back to.
-    fn run_step(&self, step: &operations::Step, values: &Values) -> Result<(), Failed> {
-        let refused = |code, cause| Err(Failed::Refused { code, place: step.place.clone(), cause });
-        let error = match self.count_rows(step, values) {
-            Ok(rows) => {
-                return match step.refuses_rows(rows) {
-                    None => Ok(()),
-                    Some(code) => refused(code, format!("{rows} rows")),
-                };
-            }
-            Err(error) => error,
-        };
-        let code = match blame(&error) {
-            Blame::Unique => step.on_unique(),
-            Blame::Check => step.on_check(),
-            Blame::Statement => statement_failed(),
-            Blame::Database => return Err(Failed::Broken(unavailable("running a step", &error).into())),
-        };
-        if self.connection.is_autocommit() {
-            return Err(Failed::Broken(Broken::Batch(code)));
-        }
-        refused(code, number(&error))
-    }
-
-    /// How many rows a step read or changed.
-    fn count_rows(&self, step: &operations::Step, values: &Values) -> Result<u64, rusqlite::Error> {
-        let mut statement = self.connection.prepare_cached(&step.sql)?;
-        for (i, value) in step.values(values).enumerate() {
-            statement.raw_bind_parameter(i + 1, Bound(value))?;
-        }
-        if statement.column_count() == 0 {
-            return statement.raw_execute().map(|rows| rows as u64);
-        }
-        let mut rows = statement.raw_query();
-        let mut count = 0;
-        while rows.next()?.is_some() {
-            count += 1;
-        }
-        Ok(count)
-    }
-
-    fn refuse(&self, prepare: &Prepare, refusal: Refusal) -> Result<Prepared, Broken> {
-        self.insert_row(prepare, State::Refused, Some(&refusal)).map_err(|error| unavailable("refusing", &error))?;
-        Ok(Prepared::Answer(Answer::No(refusal)))
-    }
-
-    /// A row about an older branch carries neither key nor attempt: those are taken.
-    fn insert_row(&self, prepare: &Prepare, state: State, refusal: Option<&Refusal>) -> rusqlite::Result<usize> {
-        let named = !refusal.is_some_and(Refusal::is_repeat);
-        let key = prepare.business_key.as_str();
-        self.execute(
-            "insert into suture_ledger (txid, state, hash, business_key, attempt, live_key, operation, code, duplicate_of)
-             values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
-            params![
-                prepare.txid.to_string(),
-                state.as_str(),
-                prepare.hash.to_string(),
-                named.then_some(key),
-                named.then_some(prepare.attempt.number()),
-                (state == State::InDoubt).then_some(key),
-                prepare.operation,
-                refusal.map(|refusal| refusal.code.as_str()),
-                refusal.and_then(|refusal| refusal.duplicate_of).map(|txid| txid.to_string()),
-            ],
-        )
-    }
-
-    // ---- decide ------------------------------------------------------------------------------------------------------
-
-    fn decide(&mut self, batch: &[Arc<Decision>]) -> Result<Vec<Decided>, Unavailable> {
-        let broken = match self.decide_together(batch) {
-            Ok(decided) => return Ok(decided),
-            Err(broken) => broken,
-        };
-        let code = match broken {
-            Broken::Unavailable(unavailable) => return Err(unavailable),
-            Broken::Batch(code) => code,
-        };
-        if let [_] = batch {
-            let place = "a confirm or cancel step".to_string();
-            return Ok(vec![Err(Fault::Finish { place, code: code.to_string() })]);
-        }
-        let mut decided = Vec::with_capacity(batch.len());
-        for decision in batch {
-            decided.append(&mut self.decide(std::slice::from_ref(decision))?);
-        }
-        Ok(decided)
-    }
-
-    fn decide_together(&mut self, batch: &[Arc<Decision>]) -> Result<Vec<Decided>, Broken> {
-        self.begin("deciding")?;
-        let mut decided = Vec::with_capacity(batch.len());
-        for decision in batch {
-            decided.push(self.decide_one(decision).or_else(|broken| self.give_up(broken))?);
-        }
-        self.commit_batch("deciding")?;
-        Ok(decided)
-    }
-
-    fn decide_one(&self, decision: &Decision) -> Result<Decided, Broken> {
-        let event = match decision.outcome {
-            Verdict::Commit => Event::Commit,
-            Verdict::Abort => Event::Abort,
-        };
-        let row = match self.row(&decision.txid).map_err(|error| unavailable("reading the ledger", &error))? {
-            Ok(row) => row,
-            Err(fault) => return Ok(Err(fault)),
-        };
-        match step_of_row(row.as_ref(), event, &decision.hash) {
-            Ok(Step::Commit) => self.finish(&decision.txid, State::Committed),
-            Ok(Step::RollBack) => self.finish(&decision.txid, State::Aborted),
-            Ok(Step::NoteAbort) => self.note_abort(decision),
-            Ok(Step::Nothing) => Ok(Ok(Effect::Repeated)),
-            Ok(Step::Run | Step::AnswerYes | Step::AnswerNo) => Ok(Err(Fault::BrokenRow)),
-            Err(violation) => Ok(Err(violation.into())),
-        }
-    }
-
-    /// Confirms or cancels, and sets the row.
-    fn finish(&self, txid: &Txid, state: State) -> Result<Decided, Broken> {
-        let doing = "deciding";
-        let failed = |error: rusqlite::Error| Broken::from(unavailable(doing, &error));
-        let name: String = self
-            .connection
-            .prepare_cached("select operation from suture_ledger where txid = ?1")
-            .and_then(|mut statement| statement.query_row([txid.to_string()], |row| row.get(0)))
-            .map_err(failed)?;
-        let Some(operation) = self.operations.get(&name) else {
-            return Ok(Err(Fault::NoOperation { operation: name }));
-        };
-        let steps = if state == State::Committed { &operation.confirm } else { &operation.cancel };
-        let values = Operation::bind_txid(txid);
-        self.execute("savepoint branch", &[]).map_err(failed)?;
-        for step in steps {
-            match self.run_step(step, &values) {
-                Ok(()) => {}
-                Err(Failed::Broken(broken)) => return Err(broken),
-                Err(Failed::Refused { place, cause, .. }) => {
-                    self.roll_back_branch()?;
-                    return Ok(Err(Fault::Finish { place, code: cause }));
-                }
-            }
-        }
-        let sql = match state {
-            State::Committed => {
-                "update suture_ledger set state = 'committed', changed_at = unixepoch() where txid = ?1"
-            }
-            State::Aborted | State::Absent | State::InDoubt | State::Refused => {
-                "update suture_ledger set state = 'aborted', live_key = null, changed_at = unixepoch() where txid = ?1"
-            }
-        };
-        self.execute(sql, params![txid.to_string()]).map_err(failed)?;
-        self.execute("release branch", &[]).map_err(failed)?;
-        Ok(Ok(Effect::Finished))
-    }
-
-    /// The abort overtook its prepare. The row takes neither key nor attempt: it may be that of a duplicate, and the
-    /// original is still to come.
-    fn note_abort(&self, decision: &Decision) -> Result<Decided, Broken> {
-        let inserted = self.execute(
-            "insert into suture_ledger (txid, state, hash) values (?1, 'aborted', ?2)",
-            params![decision.txid.to_string(), decision.hash.to_string()],
-        );
-        inserted.map_err(|error| unavailable("noting an abort", &error))?;
-        Ok(Ok(Effect::NotedAbort))
     }
 
     // ---- what the service asks besides -------------------------------------------------------------------------------
@@ -521,95 +249,43 @@ impl Ledger {
     }
 
     fn store_positions(&mut self, positions: &[Position]) -> Result<(), Unavailable> {
-        let doing = "storing positions";
-        self.begin(doing)?;
+        let failed = |error: rusqlite::Error| unavailable("storing positions", &error);
+        let stored = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
         for Position { topic, letters, shard, next_offset } in positions {
-            let stored = self.execute(
-                "insert into suture_positions (topic, letters, shard, next_offset) values (?1, ?2, ?3, ?4)
-                 on conflict do update set next_offset = max(next_offset, excluded.next_offset)",
-                params![topic, letters.as_str(), shard.0, next_offset.cast_signed()],
-            );
-            if let Err(error) = stored {
-                self.roll_back();
-                return Err(unavailable(doing, &error));
-            }
+            stored
+                .prepare_cached(
+                    "insert into suture_positions (topic, letters, shard, next_offset) values (?1, ?2, ?3, ?4)
+                     on conflict do update set next_offset = max(next_offset, excluded.next_offset)",
+                )
+                .and_then(|mut store| {
+                    store.execute(params![topic, letters.as_str(), shard.0, next_offset.cast_signed()])
+                })
+                .map_err(failed)?;
         }
-        match self.commit_batch(doing) {
-            Ok(()) => Ok(()),
-            Err(Broken::Unavailable(unavailable)) => Err(unavailable),
-            Err(Broken::Batch(code)) => Err(Unavailable::new(doing, code)),
-        }
+        stored.commit().map_err(failed)
     }
 
     fn seed(&mut self, name: &str, payloads: &[Box<RawValue>]) -> Result<u64, SeedError> {
         let seed = self.seeds.get(name).ok_or_else(|| SeedError::Unknown(name.to_string()))?;
-        let mut rows = Vec::with_capacity(payloads.len());
-        for (index, payload) in payloads.iter().enumerate() {
-            let unusable = |unusable: operations::Unusable| SeedError::Unusable {
-                index,
-                code: unusable.code.to_string(),
-                parameter: unusable.parameter,
-            };
-            rows.push(seed.bind(payload).map_err(unusable)?);
-        }
-        let doing = "seeding";
-        self.begin(doing)?;
-        let inserted = self.insert_seeds(seed, &rows);
-        let committed = inserted.and_then(|inserted| match self.commit_batch(doing) {
-            Ok(()) => Ok(inserted),
-            Err(Broken::Unavailable(unavailable)) => Err(unavailable.into()),
-            Err(Broken::Batch(code)) => {
-                Err(SeedError::Failed { place: format!("seed.{name}"), code: code.to_string() })
-            }
-        });
-        if committed.is_err() {
-            self.roll_back();
-        }
-        committed
-    }
-
-    fn insert_seeds(&self, seed: &Seed, rows: &[Values]) -> Result<u64, SeedError> {
+        let rows = bind_seed(seed, payloads)?;
+        let failed = |error: rusqlite::Error| unavailable("seeding", &error);
+        let seeded = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
         let mut inserted = 0;
-        for values in rows {
+        for values in &rows {
             for step in &seed.steps {
                 let failed = |code| SeedError::Failed { place: step.place.clone(), code };
-                let changed = self.count_rows(step, values).map_err(|error| failed(number(&error)))?;
+                let changed = count_rows(&seeded, step, values).map_err(|error| failed(number(&error)))?;
                 if step.rows != Rows::Any && step.refuses_rows(changed).is_some() {
                     return Err(failed(format!("{changed} rows")));
                 }
                 inserted += changed;
             }
         }
-        Ok(inserted)
-    }
-
-    // ---- reading the ledger ------------------------------------------------------------------------------------------
-
-    fn row(&self, txid: &Txid) -> rusqlite::Result<Result<Option<suture_participants_core::branch::Row>, Fault>> {
-        let stored = self
-            .connection
-            .prepare_cached("select state, hash, code, duplicate_of from suture_ledger where txid = ?1")?
-            .query_row([txid.to_string()], |row| {
-                Ok(StoredRow { state: row.get(0)?, hash: row.get(1)?, code: row.get(2)?, duplicate_of: row.get(3)? })
-            })
-            .optional()?;
-        Ok(stored.map(StoredRow::read).transpose())
-    }
-
-    fn rows_of_key(&self, prepare: &Prepare) -> rusqlite::Result<Result<Vec<KeyRow>, Fault>> {
-        let sql = "select txid, state, hash, attempt from suture_ledger where business_key = ?1";
-        let rows = self.query(sql, params![prepare.business_key.as_str()], |row| {
-            Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?, row.get::<_, u32>(3)?))
+        seeded.commit().map_err(|error| match trouble(&error).blame {
+            Blame::Database => SeedError::from(failed(error)),
+            _ => SeedError::Failed { place: format!("seed.{name}"), code: number(&error) },
         })?;
-        let read = |(txid, state, hash, attempt): (String, String, String, u32)| {
-            Some(KeyRow {
-                txid: txid.parse().ok()?,
-                state: State::of_ledger(&state)?,
-                hash: hash.parse().ok()?,
-                attempt: Attempt::new(attempt)?,
-            })
-        };
-        Ok(rows.into_iter().map(|row| read(row).ok_or(Fault::BrokenRow)).collect())
+        Ok(inserted)
     }
 
     fn query<T>(
@@ -621,49 +297,135 @@ impl Ledger {
         self.connection.prepare_cached(sql)?.query_map(params, read)?.collect()
     }
 
-    fn execute(&self, sql: &str, params: &[&dyn ToSql]) -> rusqlite::Result<usize> {
-        self.connection.prepare_cached(sql)?.execute(params)
+    fn execute(&self, sql: &str, params: &[&dyn ToSql]) -> rusqlite::Result<u64> {
+        self.connection.prepare_cached(sql)?.execute(params).map(|rows| rows as u64)
     }
 
-    // ---- transactions ------------------------------------------------------------------------------------------------
+    fn work(&self, work: Work<'_>) -> rusqlite::Result<u64> {
+        match work {
+            Work::Step(step, values) => count_rows(&self.connection, step, values),
+            Work::Insert(row) => self.execute(
+                "insert into suture_ledger (txid, state, hash, business_key, attempt, live_key, operation, code, duplicate_of)
+                 values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                params![
+                    row.txid, row.state, row.hash, row.business_key, row.attempt, row.live_key, row.operation, row.code,
+                    row.duplicate_of
+                ],
+            ),
+            Work::Finish(txid, state) => self.execute(
+                "update suture_ledger set state = ?2, changed_at = unixepoch(),
+                                          live_key = case when ?2 = 'committed' then live_key end
+                 where txid = ?1",
+                params![txid.to_string(), state.as_str()],
+            ),
+        }
+    }
+}
 
-    fn begin(&self, doing: &'static str) -> Result<(), Unavailable> {
-        self.roll_back();
-        self.execute("begin immediate", &[]).map(|_| ()).map_err(|error| unavailable(doing, &error))
+/// Local transactions. None of this ever waits for anything but the disk.
+impl Session for Ledger {
+    async fn begin(&mut self) -> Result<(), Trouble> {
+        self.roll_back().await?;
+        self.has_savepoint = false;
+        self.execute("begin immediate", &[]).map(drop).map_err(|error| trouble(&error))
     }
 
-    fn commit_batch(&self, doing: &'static str) -> Result<(), Broken> {
-        // A transaction that is gone must not be taken for one that was committed.
+    async fn commit(&mut self) -> Result<(), Trouble> {
+        self.execute("commit", &[]).map(drop).map_err(|error| match self.connection.is_autocommit() {
+            // A transaction that is gone must not be taken for one whose branches are at fault.
+            true => Trouble { blame: Blame::Database, code: number(&error) },
+            false => trouble(&error),
+        })
+    }
+
+    async fn roll_back(&mut self) -> Result<(), Trouble> {
+        match self.connection.is_autocommit() {
+            true => Ok(()),
+            false => self.connection.execute_batch("rollback").map_err(|error| trouble(&error)),
+        }
+    }
+
+    /// The transaction is the only writer, so it needs no locks.
+    async fn rows(&mut self, txids: &[Txid], _: bool) -> Result<BTreeMap<Txid, StoredRow>, Trouble> {
+        let sql = "select state, hash, operation, code, duplicate_of from suture_ledger where txid = ?1";
+        let mut rows = BTreeMap::new();
+        for txid in txids {
+            let found = self.query(sql, params![txid.to_string()], |row| {
+                Ok(StoredRow {
+                    state: row.get(0)?,
+                    hash: row.get(1)?,
+                    operation: row.get(2)?,
+                    code: row.get(3)?,
+                    duplicate_of: row.get(4)?,
+                })
+            });
+            rows.extend(found.map_err(|error| trouble(&error))?.pop().map(|row| (*txid, row)));
+        }
+        Ok(rows)
+    }
+
+    async fn rows_of_keys(&mut self, keys: &[&str]) -> Result<Vec<StoredKeyRow>, Trouble> {
+        let sql = "select business_key, txid, state, hash, attempt from suture_ledger where business_key = ?1";
+        let mut rows = Vec::new();
+        for key in keys {
+            let found = self.query(sql, params![key], |row| {
+                Ok(StoredKeyRow {
+                    business_key: row.get(0)?,
+                    txid: row.get(1)?,
+                    state: row.get(2)?,
+                    hash: row.get(3)?,
+                    attempt: row.get(4)?,
+                })
+            });
+            rows.append(&mut found.map_err(|error| trouble(&error))?);
+        }
+        Ok(rows)
+    }
+
+    async fn branch(&mut self, work: &[Work<'_>]) -> Ran {
+        let mut rows = Vec::with_capacity(work.len());
+        let savepoint = match self.has_savepoint {
+            true => self.execute("release branch", &[]).and_then(|_| self.execute("savepoint branch", &[])),
+            false => self.execute("savepoint branch", &[]),
+        };
+        if let Err(error) = savepoint {
+            return Ran { rows, trouble: Some(trouble(&error)) };
+        }
+        self.has_savepoint = true;
+        for work in work {
+            match self.work(*work) {
+                Ok(changed) => rows.push(changed),
+                Err(error) => return Ran { rows, trouble: Some(trouble(&error)) },
+            }
+        }
+        Ran { rows, trouble: None }
+    }
+
+    async fn undo_branch(&mut self) -> Result<bool, Trouble> {
+        self.has_savepoint = false;
         if self.connection.is_autocommit() {
-            return Err(Unavailable::new(doing, "no transaction").into());
+            return Ok(false);
         }
-        let Err(error) = self.execute("commit", &[]) else { return Ok(()) };
-        self.roll_back();
-        match blame(&error) {
-            Blame::Database => Err(unavailable(doing, &error).into()),
-            Blame::Unique | Blame::Check | Blame::Statement => Err(Broken::Batch(statement_failed())),
-        }
+        let undone = self.execute("rollback to branch", &[]).and_then(|_| self.execute("release branch", &[]));
+        undone.map(|_| true).map_err(|error| trouble(&error))
     }
+}
 
-    fn roll_back_branch(&self) -> Result<(), Broken> {
-        let doing = "rolling a branch back";
-        let failed = |error: rusqlite::Error| Broken::from(unavailable(doing, &error));
-        self.execute("rollback to branch", &[]).map_err(failed)?;
-        self.execute("release branch", &[]).map_err(failed)?;
-        Ok(())
+/// How many rows a step reads or changes.
+fn count_rows(connection: &Connection, step: &operations::Step, values: &Values) -> rusqlite::Result<u64> {
+    let mut statement = connection.prepare_cached(&step.sql)?;
+    for (i, value) in step.values(values).enumerate() {
+        statement.raw_bind_parameter(i + 1, Bound(value))?;
     }
-
-    fn give_up<T>(&self, broken: Broken) -> Result<T, Broken> {
-        self.roll_back();
-        Err(broken)
+    if statement.column_count() == 0 {
+        return statement.raw_execute().map(|rows| rows as u64);
     }
-
-    /// Ends whatever is open. A connection that cannot even do that says so when it is used next.
-    fn roll_back(&self) {
-        if !self.connection.is_autocommit() {
-            drop(self.connection.execute_batch("rollback"));
-        }
+    let mut rows = statement.raw_query();
+    let mut count = 0;
+    while rows.next()?.is_some() {
+        count += 1;
     }
+    Ok(count)
 }
 
 /// Opens the file with safe settings, each read back.
@@ -723,12 +485,8 @@ fn check_meta(connection: &Connection, opening: &Opening) -> Result<String, Open
     found.get(LEDGER_ID).cloned().ok_or_else(|| broken("ledger_id").into())
 }
 
-/// Who is to blame for an error.
-enum Blame {
-    Unique,
-    Check,
-    Statement,
-    Database,
+fn trouble(error: &rusqlite::Error) -> Trouble {
+    Trouble { blame: blame(error), code: number(error) }
 }
 
 fn blame(error: &rusqlite::Error) -> Blame {

@@ -1,4 +1,4 @@
-//! PostgreSQL in mode xa, on a real server: the shared suite, and what is PostgreSQL's own.
+//! PostgreSQL on a real server: the shared suite in both modes, and what is PostgreSQL's own about mode xa.
 //!
 //! Each test has a database of its own, which it creates and drops. The server is named by `SUTURE_TEST_POSTGRES`;
 //! `compose/test` starts one and sets it.
@@ -68,6 +68,49 @@ rows = 1
 word = { path = "/word", type = "text" }
 [[operation.shout.prepare]]
 sql = "select pg_notify('shout', :word)"
+rows = 1
+
+[seed.account.parameters]
+name = { path = "/name", type = "text" }
+bucket = { path = "/bucket", type = "integer" }
+[[seed.account.steps]]
+sql = "insert into account (name, balance) select :name, 0 where :bucket <> 0 on conflict do nothing"
+rows = "any"
+"#;
+
+/// The same business in mode reserve.
+const RESERVE_CONFIG: &str = r#"
+name = "bank"
+mode = "reserve"
+[database]
+kind = "postgres"
+url = "URL"
+lock_timeout_ms = 300
+
+[operation.put.parameters]
+id = { path = "/id", type = "text" }
+account = { path = "/account", type = "text" }
+amount = { path = "/amount", type = "integer" }
+[[operation.put.reserve]]
+sql = "update account set balance = balance - :amount, held = held + :amount where name = :account"
+rows = 1
+code = "NO_ACCOUNT"
+check = "LIMIT"
+[[operation.put.reserve]]
+sql = "insert into item (id, account, amount, done, txid) values (:id, :account, :amount, false, :txid)"
+rows = 1
+unique = "DUPLICATE"
+[[operation.put.confirm]]
+sql = "update account set held = held - i.amount from item i where i.txid = :txid and name = i.account"
+rows = 1
+[[operation.put.confirm]]
+sql = "update item set done = true where txid = :txid"
+rows = 1
+[[operation.put.cancel]]
+sql = "update account set held = held - i.amount, balance = balance + i.amount from item i where i.txid = :txid and name = i.account"
+rows = 1
+[[operation.put.cancel]]
+sql = "delete from item where txid = :txid"
 rows = 1
 
 [seed.account.parameters]
@@ -187,6 +230,22 @@ impl Db {
     }
 }
 
+/// A database whose participant works in mode reserve.
+struct Reserving(Db);
+
+impl Bench for Reserving {
+    type R = PostgresResource;
+
+    async fn open(&self) -> PostgresResource {
+        let (settings, opening) = self.0.config(RESERVE_CONFIG);
+        PostgresResource::open(settings, opening).await.unwrap()
+    }
+
+    async fn number(&self, sql: &str) -> i64 {
+        self.0.number(sql).await
+    }
+}
+
 impl Bench for Db {
     type R = PostgresResource;
 
@@ -230,6 +289,14 @@ async fn a_yes_stands_in_the_list_and_its_row_is_invisible() {
     );
     assert!(db.gids().await.is_empty());
     db.drop_database().await;
+}
+
+#[tokio::test]
+async fn postgres_conforms_in_mode_reserve() {
+    let db = Reserving(Db::new().await);
+    conforms(&db).await;
+    assert!(db.0.gids().await.is_empty(), "mode reserve prepares nothing");
+    db.0.drop_database().await;
 }
 
 /// Q7: nothing that a branch sets stays on the connection.

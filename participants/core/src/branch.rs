@@ -213,7 +213,7 @@ pub struct KeyRow {
 
 /// The rule of business keys: why a branch that is absent must not run; `None`: it may.
 pub fn refusal_by_key(rows: &[KeyRow], attempt: Attempt, hash: &RequestHash) -> Option<Refusal> {
-    if let Some(live) = rows.iter().find(|row| is_live(row.state)) {
+    if let Some(live) = rows.iter().find(|row| row.state.is_live()) {
         if live.hash.key_id == hash.key_id && live.hash.mac != hash.mac {
             return Some(Refusal::because(code::CONFLICT));
         }
@@ -228,12 +228,12 @@ pub fn refusal_by_key(rows: &[KeyRow], attempt: Attempt, hash: &RequestHash) -> 
     aborted_before.then(|| Refusal::because(code::ABORTED_BEFORE))
 }
 
-/// Whether a row of this state holds its business key against all others.
-fn is_live(state: State) -> bool {
-    matches!(state, State::InDoubt | State::Committed)
-}
-
 impl State {
+    /// Whether a row of this state holds its business key against all others.
+    pub fn is_live(self) -> bool {
+        matches!(self, State::InDoubt | State::Committed)
+    }
+
     /// As it stands in the ledger.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -1,0 +1,340 @@
+//! Mode xa, in every database that can prepare a transaction and keep it.
+//!
+//! ```text
+//! prepare   look; a branch: ledger row as `committed`, the steps; the database prepares it; seen in its list: yes
+//! commit    look; finish what is in the list; look: its row is seen in a new snapshot: done
+//! abort     look; finish what is in the list; insert the `aborted` row; look: seen: done
+//! ```
+//!
+//! - The ledger row lies inside the branch, invisible until the branch is committed; that it becomes visible is the proof. So
+//!   what is in doubt is told by the database's list and not by the ledger. The list is read first, the row second: a branch
+//!   that is being committed is in one of them.
+//! - **Neither tag nor OK is believed.** What counts is what is seen afterwards.
+//! - While a branch is in doubt, its txid and its business key block a second insert. That is waited for briefly and is a
+//!   retryable no then. A row for an abort waits likewise until the branch is in the list, where it can be rolled back.
+//! - A commit for what is neither in the list nor in the ledger is looked for over some seconds, with a trial insert
+//!   that waits for whoever holds the row. After that it is lost.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use suture_contract::ids::{RequestHash, Txid, code};
+use suture_contract::messages::{Decision, Prepare};
+use suture_participants_core::branch::{
+    Answer, Event, KeyRow, Refusal, Row, State, Step, Violation, Wrong, refusal_by_key, step, step_of_row,
+};
+use suture_participants_core::gid::{Gid, Owner};
+use suture_participants_core::operations::{Operation, Values};
+use tokio::time::sleep;
+
+use crate::ledger::{LedgerRow, StoredRow, bind_branch};
+use crate::resource::{Decided, Effect, Fault, Prepared, Unavailable};
+
+/// How long to rest before a look that may show something else.
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(25);
+
+/// How often a branch is looked at anew when another session is at it or at its key.
+pub(crate) const LOOKS: u32 = 40;
+
+/// What a database does for mode xa: what differs between databases, and nothing else.
+pub(crate) trait Branches: Sync {
+    /// Whose branches.
+    fn owner(&self) -> &Owner;
+
+    /// What may be prepared.
+    fn operations(&self) -> &BTreeMap<String, Operation>;
+
+    /// Most branches in doubt at once.
+    fn cap(&self) -> usize;
+
+    /// How long a missing branch is looked for before it is called lost.
+    fn lost_after(&self) -> Duration;
+
+    /// What the list and then the ledger say of a txid that is to be prepared.
+    fn look(&self, txid: &Txid) -> impl Future<Output = Result<Known, Unavailable>> + Send;
+
+    /// What they say of txids that are decided, on the connections for decisions.
+    fn look_at_all(&self, txids: &[Txid]) -> impl Future<Output = Result<Known, Unavailable>> + Send;
+
+    /// The ledger's rows of a business key.
+    fn rows_of_key(
+        &self,
+        prepare: &Prepare,
+    ) -> impl Future<Output = Result<Result<Vec<KeyRow>, Fault>, Unavailable>> + Send;
+
+    /// Runs a branch and prepares it.
+    fn run(
+        &self,
+        prepare: &Prepare,
+        operation: &Operation,
+        values: &Values,
+    ) -> impl Future<Output = Result<Ran, Unavailable>> + Send;
+
+    /// Inserts a `refused` row, in a local transaction of its own. `false`: another session has the txid, or its key; look
+    /// again.
+    fn insert_refused(&self, row: LedgerRow) -> impl Future<Output = Result<bool, Unavailable>> + Send;
+
+    /// Commits or rolls back prepared branches. What is unknown by now shows in the look that follows.
+    fn finish(&self, how: How, gids: Vec<Gid>) -> impl Future<Output = Result<(), Unavailable>> + Send;
+
+    /// Inserts `aborted` rows where their way is free, durably. `false`: a lock was waited for in vain, and none was inserted.
+    fn insert_aborted(&self, rows: &[AbortedRow<'_>]) -> impl Future<Output = Result<bool, Unavailable>> + Send;
+
+    /// Rests until a ledger row that nobody can see yet is finished, or for a moment.
+    fn wait_for_holder(&self, decision: &Decision) -> impl Future<Output = Result<(), Unavailable>> + Send;
+}
+
+/// How a prepared branch ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum How {
+    Commit,
+    RollBack,
+}
+
+/// How a branch's local transaction ended.
+pub(crate) enum Ran {
+    /// Prepared, and seen in the list.
+    Seen,
+    /// Rolled back; the branch is at fault, or the database busy.
+    Refused(Refusal),
+    /// Rolled back: another session has this txid or this business key.
+    Met(Collision),
+}
+
+/// What another session has.
+pub(crate) enum Collision {
+    /// It is not finished: its row is invisible, and we waited.
+    InProgress,
+    /// It is finished: its row or its branch can be read now.
+    Visible,
+}
+
+/// An `aborted` row. One that stands alone in its local transaction keeps nobody else back.
+pub(crate) struct AbortedRow<'a> {
+    /// Of which transaction.
+    pub decision: &'a Decision,
+    /// With its key and attempt.
+    pub named: bool,
+}
+
+/// What was found of some transactions.
+#[derive(Default)]
+pub(crate) struct Known {
+    /// How many branches of ours are prepared in all.
+    pub in_doubt: usize,
+    /// Those in the list.
+    pub gids: HashMap<Txid, Gid>,
+    /// Those in the ledger.
+    pub rows: HashMap<Txid, StoredRow>,
+}
+
+impl Known {
+    /// The row, or what stands for it while it is invisible. A gid tells only the first half of a hash.
+    fn row(&self, txid: &Txid, hash: &RequestHash) -> Result<Option<Row>, Fault> {
+        if let Some(row) = self.rows.get(txid) {
+            return row.clone().read().map(Some);
+        }
+        let Some(gid) = self.gids.get(txid) else { return Ok(None) };
+        if !gid.has_hash(hash) {
+            let violation = Violation { state: State::InDoubt, event: Event::Prepare, wrong: Wrong::OtherHash };
+            return Err(violation.into());
+        }
+        Ok(Some(Row { state: State::InDoubt, hash: *hash, refusal: None }))
+    }
+
+    fn step(&self, decision: &Decision, event: Event) -> Result<Step, Fault> {
+        if let Some(row) = self.rows.get(&decision.txid) {
+            return Ok(step_of_row(Some(&row.clone().read()?), event, &decision.hash)?);
+        }
+        match self.gids.get(&decision.txid) {
+            Some(gid) => Ok(step(State::InDoubt, event, gid.has_hash(&decision.hash))?),
+            None => Ok(step(State::Absent, event, true)?),
+        }
+    }
+}
+
+// ---- prepare ---------------------------------------------------------------------------------------------------------
+
+/// Prepares one branch.
+pub(crate) async fn prepare<B: Branches>(branches: &B, prepare: &Prepare) -> Result<Prepared, Unavailable> {
+    let mut in_progress = false;
+    for _ in 0..LOOKS {
+        let known = branches.look(&prepare.txid).await?;
+        let row = match known.row(&prepare.txid, &prepare.hash) {
+            Ok(row) => row,
+            Err(fault) => return Ok(Prepared::Fault(fault)),
+        };
+        match (step_of_row(row.as_ref(), Event::Prepare, &prepare.hash), row) {
+            (Ok(Step::Run), _) => {}
+            (Ok(_), Some(row)) => return Ok(Prepared::Answer(row.answer())),
+            (Ok(_), None) => return Ok(Prepared::Fault(Fault::BrokenRow)),
+            (Err(violation), _) => return Ok(Prepared::Fault(violation.into())),
+        }
+        let refusal = match why_not(branches, prepare, in_progress).await? {
+            Ok(Some(refusal)) => refusal,
+            Ok(None) if known.in_doubt >= branches.cap() => return Ok(Prepared::Later),
+            Ok(None) => match run(branches, prepare).await? {
+                Ran::Seen => return Ok(Prepared::Answer(Answer::Yes)),
+                Ran::Refused(refusal) => refusal,
+                Ran::Met(collision) => {
+                    in_progress = matches!(collision, Collision::InProgress);
+                    continue;
+                }
+            },
+            Err(fault) => return Ok(Prepared::Fault(fault)),
+        };
+        if branches.insert_refused(LedgerRow::of(prepare, State::Refused, Some(&refusal))).await? {
+            return Ok(Prepared::Answer(Answer::No(refusal)));
+        }
+        sleep(LOOK_AGAIN).await;
+    }
+    Err(Unavailable::new("preparing", "another session has the branch"))
+}
+
+/// Why a branch that is absent must not run by the rule of keys.
+async fn why_not<B: Branches>(
+    branches: &B,
+    prepare: &Prepare,
+    in_progress: bool,
+) -> Result<Result<Option<Refusal>, Fault>, Unavailable> {
+    let of_key = match branches.rows_of_key(prepare).await? {
+        Ok(rows) => rows,
+        Err(fault) => return Ok(Err(fault)),
+    };
+    if let Some(refusal) = refusal_by_key(&of_key, prepare.attempt, &prepare.hash) {
+        return Ok(Ok(Some(refusal)));
+    }
+    // The branch in doubt that holds the key keeps its row to itself.
+    Ok(Ok(in_progress.then(|| Refusal::because(code::IN_PROGRESS))))
+}
+
+async fn run<B: Branches>(branches: &B, prepare: &Prepare) -> Result<Ran, Unavailable> {
+    match bind_branch(branches.operations(), prepare) {
+        Ok((operation, values)) => branches.run(prepare, operation, &values).await,
+        Err(refusal) => Ok(Ran::Refused(refusal)),
+    }
+}
+
+// ---- decide ----------------------------------------------------------------------------------------------------------
+
+/// A decision under way: settled, or to be looked at again.
+struct Undecided<'a> {
+    index: usize,
+    decision: &'a Decision,
+    /// Finished by us: what is reported when it is seen.
+    effect: Effect,
+    /// Whether its `aborted` row is tried with key and attempt next.
+    named: bool,
+}
+
+/// Commits branches, no txid twice.
+pub(crate) async fn commit<B: Branches>(branches: &B, batch: &[Arc<Decision>]) -> Result<Vec<Decided>, Unavailable> {
+    let mut settled: Vec<Option<Decided>> = batch.iter().map(|_| None).collect();
+    let mut open = undecided(batch);
+    let looks = branches.lost_after().as_millis() / LOOK_AGAIN.as_millis();
+    let mut look = 0;
+    while !open.is_empty() {
+        let known = branches.look_at_all(&txids(&open)).await?;
+        let mut to_commit = Vec::new();
+        let mut rest = Vec::new();
+        for mut item in open {
+            match known.step(item.decision, Event::Commit) {
+                Ok(Step::Nothing) => settled[item.index] = Some(Ok(item.effect)),
+                Ok(Step::Commit) => {
+                    // Done only when its row is seen: it goes around once more.
+                    item.effect = Effect::Finished;
+                    to_commit.push(Gid::new(item.decision.txid, branches.owner(), &item.decision.hash));
+                    rest.push(item);
+                }
+                Ok(Step::Run | Step::RollBack | Step::NoteAbort | Step::AnswerYes | Step::AnswerNo) => {
+                    settled[item.index] = Some(Err(Fault::BrokenRow));
+                }
+                Err(Fault::Violation(Violation { state: State::Absent, .. })) if look < looks => rest.push(item),
+                Err(fault) => settled[item.index] = Some(Err(fault)),
+            }
+        }
+        open = rest;
+        match open.first() {
+            Some(first) if to_commit.is_empty() => {
+                branches.wait_for_holder(first.decision).await?;
+                look += 1;
+            }
+            _ => branches.finish(How::Commit, to_commit).await?,
+        }
+    }
+    Ok(all(settled))
+}
+
+/// Aborts branches, no txid twice.
+pub(crate) async fn abort<B: Branches>(branches: &B, batch: &[Arc<Decision>]) -> Result<Vec<Decided>, Unavailable> {
+    let mut settled: Vec<Option<Decided>> = batch.iter().map(|_| None).collect();
+    let mut open = undecided(batch);
+    while !open.is_empty() {
+        let known = branches.look_at_all(&txids(&open)).await?;
+        let mut to_roll_back = Vec::new();
+        let mut rest = Vec::new();
+        for mut item in open {
+            match known.step(item.decision, Event::Abort) {
+                Ok(Step::Nothing) => settled[item.index] = Some(Ok(item.effect)),
+                Ok(Step::RollBack) => {
+                    item.effect = Effect::Finished;
+                    // What held key and attempt was this branch itself.
+                    item.named = true;
+                    to_roll_back.push(Gid::new(item.decision.txid, branches.owner(), &item.decision.hash));
+                    rest.push(item);
+                }
+                Ok(Step::NoteAbort) => {
+                    if item.effect == Effect::Repeated {
+                        // It may be the abort of a duplicate, and the original is still to come.
+                        item.named = false;
+                        item.effect = Effect::NotedAbort;
+                    }
+                    rest.push(item);
+                }
+                Ok(Step::Run | Step::Commit | Step::AnswerYes | Step::AnswerNo) => {
+                    settled[item.index] = Some(Err(Fault::BrokenRow));
+                }
+                Err(fault) => settled[item.index] = Some(Err(fault)),
+            }
+        }
+        open = rest;
+        branches.finish(How::RollBack, to_roll_back).await?;
+        // The next round sees the rows, or a branch that was prepared meanwhile and blocks one of them.
+        insert_aborted(branches, &mut open).await?;
+    }
+    Ok(all(settled))
+}
+
+/// `aborted` rows, for all whose way is free. What is not there when it is looked for next was blocked: by its own prepare,
+/// which shows in the list then, or by another transaction that has key and attempt, and then it goes without them. An
+/// abort that overtook its prepare takes none.
+async fn insert_aborted<B: Branches>(branches: &B, open: &mut [Undecided<'_>]) -> Result<(), Unavailable> {
+    let rows: Vec<AbortedRow<'_>> =
+        open.iter().map(|item| AbortedRow { decision: item.decision, named: item.named }).collect();
+    if !rows.is_empty() && !branches.insert_aborted(&rows).await? && rows.len() > 1 {
+        for row in rows.chunks(1) {
+            branches.insert_aborted(row).await?;
+        }
+    }
+    for item in open {
+        item.named = !item.named && item.effect == Effect::Finished;
+    }
+    Ok(())
+}
+
+fn undecided(batch: &[Arc<Decision>]) -> Vec<Undecided<'_>> {
+    batch
+        .iter()
+        .enumerate()
+        .map(|(index, decision)| Undecided { index, decision, effect: Effect::Repeated, named: true })
+        .collect()
+}
+
+fn txids(open: &[Undecided<'_>]) -> Vec<Txid> {
+    open.iter().map(|item| item.decision.txid).collect()
+}
+
+fn all(settled: Vec<Option<Decided>>) -> Vec<Decided> {
+    settled.into_iter().map(|settled| settled.unwrap_or(Err(Fault::BrokenRow))).collect()
+}
