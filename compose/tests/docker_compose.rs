@@ -1,5 +1,5 @@
 //! The Docker compose file, which nobody runs here, says the same as the script's files, which every test runs on: names,
-//! ports, broker settings, PostgreSQL's settings and databases.
+//! ports, broker settings, the settings and databases of PostgreSQL and MariaDB.
 
 use std::collections::BTreeMap;
 
@@ -7,6 +7,7 @@ const COMPOSE: &str = include_str!("../docker-compose.yml");
 const NODES: &str = include_str!("../servers/nodes");
 const BROKER: &str = include_str!("../servers/broker.properties");
 const POSTGRES: &str = include_str!("../servers/postgresql.conf");
+const MARIADB: &str = include_str!("../servers/mariadb.cnf");
 const POM: &str = include_str!("../servers/pom.xml");
 
 /// Lines that say something, without comments.
@@ -32,9 +33,13 @@ fn names_and_ports_are_the_scripts() {
         let mut columns = node.split_whitespace();
         let (name, port) = (columns.next().unwrap(), columns.next().unwrap());
         let service = service(name);
-        let inside = if name == "postgres" { "5432" } else { "19092" };
+        let inside = match name {
+            "postgres" => "5432",
+            "mariadb" => "3306",
+            _ => "19092",
+        };
         assert!(service.contains(&format!("127.0.0.1:{port}:{inside}")), "{name} listens elsewhere:\n{service}");
-        if name != "postgres" {
+        if inside == "19092" {
             brokers += 1;
             assert!(service.contains(&format!("HOST://127.0.0.1:{port}")), "{name} advertises elsewhere");
             assert!(service.contains(&format!("KAFKA_NODE_ID: \"{brokers}\"")), "{name} has another node id");
@@ -75,4 +80,15 @@ fn kafka_and_postgres_are_the_same() {
     let options: Vec<String> = told.iter().map(|setting| format!("-c {setting}")).collect();
     assert!(postgres.contains(&options.join(" ")), "PostgreSQL is told something else:\n{postgres}");
     assert!(postgres.contains("./servers/databases.sql"), "the databases are not created");
+}
+
+#[test]
+fn mariadb_is_told_the_same() {
+    let mariadb = service("mariadb");
+    let told: Vec<String> =
+        mariadb.split_whitespace().filter(|word| word.starts_with("--")).map(str::to_string).collect();
+    let options: Vec<String> =
+        said(MARIADB).filter(|line| *line != "[mariadbd]").map(|setting| format!("--{setting}")).collect();
+    assert_eq!(told, options);
+    assert!(mariadb.contains("./servers/mariadb.sql"), "the database is not created");
 }
