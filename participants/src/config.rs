@@ -66,7 +66,8 @@ pub struct ParticipantConfig {
 #[expect(missing_docs)]
 pub enum Database {
     Sqlite(SqliteSettings),
-    Postgres(PostgresSettings),
+    Postgres(ServerSettings),
+    Mariadb(ServerSettings),
 }
 
 impl Database {
@@ -86,6 +87,12 @@ impl Database {
                 }
                 Err(_) => "a URL that cannot be read".to_string(),
             },
+            Self::Mariadb(settings) => match mysql_async::Opts::from_url(&settings.url) {
+                Ok(opts) => {
+                    format!("{}:{}/{}", opts.ip_or_hostname(), opts.tcp_port(), opts.db_name().unwrap_or_default())
+                }
+                Err(_) => "a URL that cannot be read".to_string(),
+            },
         }
     }
 }
@@ -99,9 +106,9 @@ pub struct SqliteSettings {
     pub busy_timeout: Duration,
 }
 
-/// A PostgreSQL database.
+/// A database behind a server: PostgreSQL, MariaDB or MySQL.
 #[derive(Clone)]
-pub struct PostgresSettings {
+pub struct ServerSettings {
     /// Where it is, with its password.
     pub url: String,
     /// Connections for prepares.
@@ -223,6 +230,15 @@ struct RawDatabase {
 enum RawKind {
     Sqlite,
     Postgres,
+    /// MySQL too.
+    Mariadb,
+}
+
+impl ServerSettings {
+    /// How long one question may take, with everything that it waits for.
+    pub fn patience(&self) -> Duration {
+        (self.lock_timeout + self.statement_timeout + self.lost_after) * 2 + Duration::from_secs(10)
+    }
 }
 
 impl RawDatabase {
@@ -230,25 +246,44 @@ impl RawDatabase {
         let wrong = |key: &str, text: &str| Err(problem(file, &format!("database.{key}"), text.to_string()));
         match (self.kind, mode) {
             (RawKind::Sqlite, Mode::Reserve) => {
-                if let Some(key) = self.postgres_key() {
-                    return wrong(key, "belongs to kind postgres; remove it");
+                if let Some(key) = self.server_key() {
+                    return wrong(key, "belongs to the kinds postgres and mariadb; remove it");
                 }
                 let Some(path) = &self.path else { return wrong("path", "is missing; name the SQLite file") };
                 let busy_timeout = Duration::from_millis(self.busy_timeout_ms.unwrap_or(5_000));
                 let settings = SqliteSettings { path: beside(file, path), busy_timeout };
                 Ok((Database::Sqlite(settings), Dialect::Sqlite))
             }
+            (RawKind::Postgres | RawKind::Mariadb, _) if self.path.is_some() || self.busy_timeout_ms.is_some() => {
+                wrong("path", "path and busy_timeout_ms belong to kind sqlite; remove them")
+            }
             (RawKind::Postgres, Mode::Xa | Mode::Reserve) => {
-                if self.path.is_some() || self.busy_timeout_ms.is_some() {
-                    return wrong("path", "path and busy_timeout_ms belong to kind sqlite; remove them");
+                let settings = self.check_server(file)?;
+                if settings.url.parse::<tokio_postgres::Config>().is_err() {
+                    return wrong("url", "is no PostgreSQL URL; write postgres://user@host:port/database");
                 }
-                Ok((Database::Postgres(self.check_postgres(file)?), Dialect::Postgres))
+                Ok((Database::Postgres(settings), Dialect::Postgres))
+            }
+            (RawKind::Mariadb, Mode::Xa | Mode::Reserve) => {
+                let settings = self.check_server(file)?;
+                let names_database = mysql_async::Opts::from_url(&settings.url).is_ok_and(|o| o.db_name().is_some());
+                if !names_database {
+                    return wrong("url", "is no MariaDB URL; write mysql://user@host:port/database");
+                }
+                for (key, timeout) in
+                    [("lock_timeout_ms", settings.lock_timeout), ("key_timeout_ms", settings.key_timeout)]
+                {
+                    if timeout.subsec_millis() != 0 {
+                        return wrong(key, "MariaDB waits for locks in whole seconds; write a multiple of 1000");
+                    }
+                }
+                Ok((Database::Mariadb(settings), Dialect::Mariadb))
             }
             (RawKind::Sqlite, Mode::Xa) => wrong("kind", "SQLite cannot prepare transactions; set mode = \"reserve\""),
         }
     }
 
-    fn check_postgres(&self, file: &Path) -> Result<PostgresSettings, ConfigError> {
+    fn check_server(&self, file: &Path) -> Result<ServerSettings, ConfigError> {
         let wrong = |key: &str, text: &str| Err(problem(file, &format!("database.{key}"), text.to_string()));
         let url = match (&self.url, &self.url_file, &self.url_env) {
             (Some(url), None, None) => url.clone(),
@@ -262,16 +297,15 @@ impl RawDatabase {
             },
             _ => return wrong("url", "give one of url, url_file and url_env"),
         };
-        if url.parse::<tokio_postgres::Config>().is_err() {
-            return wrong("url", "is no PostgreSQL URL; write postgres://user@host:port/database");
-        }
-        let settings = PostgresSettings {
+        // MariaDB counts in whole seconds.
+        let key_timeout_ms = if matches!(self.kind, RawKind::Mariadb) { 1_000 } else { 500 };
+        let settings = ServerSettings {
             url,
             connections: self.connections.unwrap_or(16),
             decision_connections: self.decision_connections.unwrap_or(4),
             cap: self.cap.unwrap_or(100),
             lock_timeout: Duration::from_millis(self.lock_timeout_ms.unwrap_or(1_000)),
-            key_timeout: Duration::from_millis(self.key_timeout_ms.unwrap_or(500)),
+            key_timeout: Duration::from_millis(self.key_timeout_ms.unwrap_or(key_timeout_ms)),
             statement_timeout: Duration::from_millis(self.statement_timeout_ms.unwrap_or(5_000)),
             lost_after: Duration::from_millis(self.lost_after_ms.unwrap_or(3_000)),
         };
@@ -298,7 +332,7 @@ impl RawDatabase {
         Ok(settings)
     }
 
-    fn postgres_key(&self) -> Option<&'static str> {
+    fn server_key(&self) -> Option<&'static str> {
         let given = [
             ("url", self.url.is_some()),
             ("url_file", self.url_file.is_some()),
@@ -316,9 +350,9 @@ impl RawDatabase {
 }
 
 /// Shows everything but the URL, which may hold a password.
-impl std::fmt::Debug for PostgresSettings {
+impl std::fmt::Debug for ServerSettings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PostgresSettings")
+        f.debug_struct("ServerSettings")
             .field("connections", &self.connections)
             .field("decision_connections", &self.decision_connections)
             .field("cap", &self.cap)
@@ -379,7 +413,7 @@ mod tests {
 
     #[test]
     fn a_password_is_not_shown() {
-        let settings = PostgresSettings {
+        let settings = ServerSettings {
             url: "postgres://u:canary@h/d".to_string(),
             connections: 1,
             decision_connections: 1,

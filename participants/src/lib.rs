@@ -7,17 +7,17 @@
 //! - [`envelope`]: what is trusted about a record before anything acts on it;
 //! - [`config`]: a participant's TOML file;
 //! - [`resource`]: what a database must be able to do, and what the loop may rely on;
-//! - [`sqlite`]: mode reserve, in batches;
-//! - [`postgres`]: mode xa, with prepared transactions;
-//! - [`opened`]: either of them, as the configuration says;
-//! - [`ledger`]: what all ledgers have in common.
+//! - `reserve`, `xa`: how a branch goes through each mode, whatever the database;
+//! - [`sqlite`], [`postgres`], [`mariadb`]: what differs between databases, one file each;
+//! - [`opened`]: one of them, as the configuration says;
+//! - [`ledger`]: what all ledgers have in common; `trouble`: errors by who is to blame; `pool`, `flights`: connections.
 //!
 //! What is decided about a branch is decided in the pure crate `suture-participants-core`. The only SQL in these files
 //! is the ledger's own; the business has its SQL in the configuration.
 //!
 //! Architecture invariant: a branch's effect is durable before its vote, or the offset that acknowledges it, leaves.
 //!
-//! Left out: MariaDB and MySQL; reserve mode on PostgreSQL; ordered keys, inquiry, sweep, purge and restore.
+//! Left out: ordered keys, inquiry, sweep, purge and restore.
 
 pub mod service;
 
@@ -30,11 +30,14 @@ pub mod config;
 
 pub mod resource;
 
+mod flights;
+mod pool;
 mod trouble;
 
 mod reserve;
 mod xa;
 
+pub mod mariadb;
 pub mod postgres;
 pub mod sqlite;
 

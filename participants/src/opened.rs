@@ -8,6 +8,7 @@ use suture_contract::messages::{Decision, Prepare};
 use tokio::time::sleep;
 
 use crate::config::{Database, ParticipantConfig};
+use crate::mariadb::MariadbResource;
 use crate::postgres::PostgresResource;
 use crate::resource::{
     Batching, Decided, InDoubt, OpenError, Opening, Position, Prepared, Resource, SeedError, Unavailable,
@@ -22,6 +23,7 @@ const OPEN_AGAIN_AFTER: Duration = Duration::from_secs(1);
 pub enum OpenedResource {
     Sqlite(SqliteResource),
     Postgres(Box<PostgresResource>),
+    Mariadb(Box<MariadbResource>),
 }
 
 impl OpenedResource {
@@ -31,6 +33,9 @@ impl OpenedResource {
             Database::Sqlite(settings) => Self::Sqlite(SqliteResource::open(settings.clone(), opening).await?),
             Database::Postgres(settings) => {
                 Self::Postgres(Box::new(PostgresResource::open(settings.clone(), opening).await?))
+            }
+            Database::Mariadb(settings) => {
+                Self::Mariadb(Box::new(MariadbResource::open(settings.clone(), opening).await?))
             }
         })
     }
@@ -68,6 +73,7 @@ impl Resource for OpenedResource {
         match self {
             Self::Sqlite(resource) => resource.ledger_id(),
             Self::Postgres(resource) => resource.ledger_id(),
+            Self::Mariadb(resource) => resource.ledger_id(),
         }
     }
 
@@ -75,6 +81,7 @@ impl Resource for OpenedResource {
         match self {
             Self::Sqlite(resource) => resource.batching(),
             Self::Postgres(resource) => resource.batching(),
+            Self::Mariadb(resource) => resource.batching(),
         }
     }
 
@@ -82,6 +89,7 @@ impl Resource for OpenedResource {
         match self {
             Self::Sqlite(resource) => resource.prepare(batch).await,
             Self::Postgres(resource) => resource.prepare(batch).await,
+            Self::Mariadb(resource) => resource.prepare(batch).await,
         }
     }
 
@@ -89,6 +97,7 @@ impl Resource for OpenedResource {
         match self {
             Self::Sqlite(resource) => resource.commit(batch).await,
             Self::Postgres(resource) => resource.commit(batch).await,
+            Self::Mariadb(resource) => resource.commit(batch).await,
         }
     }
 
@@ -96,6 +105,7 @@ impl Resource for OpenedResource {
         match self {
             Self::Sqlite(resource) => resource.abort(batch).await,
             Self::Postgres(resource) => resource.abort(batch).await,
+            Self::Mariadb(resource) => resource.abort(batch).await,
         }
     }
 
@@ -103,6 +113,7 @@ impl Resource for OpenedResource {
         match self {
             Self::Sqlite(resource) => resource.in_doubt().await,
             Self::Postgres(resource) => resource.in_doubt().await,
+            Self::Mariadb(resource) => resource.in_doubt().await,
         }
     }
 
@@ -110,6 +121,7 @@ impl Resource for OpenedResource {
         match self {
             Self::Sqlite(resource) => resource.load_positions(topic).await,
             Self::Postgres(resource) => resource.load_positions(topic).await,
+            Self::Mariadb(resource) => resource.load_positions(topic).await,
         }
     }
 
@@ -117,6 +129,7 @@ impl Resource for OpenedResource {
         match self {
             Self::Sqlite(resource) => resource.store_positions(positions).await,
             Self::Postgres(resource) => resource.store_positions(positions).await,
+            Self::Mariadb(resource) => resource.store_positions(positions).await,
         }
     }
 
@@ -124,6 +137,7 @@ impl Resource for OpenedResource {
         match self {
             Self::Sqlite(resource) => resource.seed(name, payloads).await,
             Self::Postgres(resource) => resource.seed(name, payloads).await,
+            Self::Mariadb(resource) => resource.seed(name, payloads).await,
         }
     }
 }

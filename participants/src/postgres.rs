@@ -20,9 +20,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::poll_fn;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rust_decimal::Decimal;
@@ -34,19 +32,20 @@ use suture_participants_core::gid::{Gid, Owner};
 use suture_participants_core::operations::{self, Mode, Operation, Rows, Seed, Values, statement_failed};
 use suture_participants_core::values::{Kind, Value};
 use time::{Date, OffsetDateTime};
-use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::AbortHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{AsyncMessage, Client, Error, NoTls, SimpleQueryMessage, Statement};
 
-use crate::config::PostgresSettings;
+use crate::config::ServerSettings;
+use crate::flights::{InFlight, in_order};
 use crate::ledger::{LEDGER_ID, LedgerRow, StoredKeyRow, StoredRow, bind_seed, check_marks};
+use crate::pool::Dial;
 use crate::reserve::{self, Failed, Session, Work, first_failed};
 use crate::resource::{
     Batching, Decided, Fault, InDoubt, OpenError, Opening, Position, Prepared, Resource, SeedError, Unavailable,
 };
-use crate::trouble::{Blame, Trouble, busy};
+use crate::trouble::{Blame, Trouble, busy, within};
 use crate::xa::{self, AbortedRow, Branches, Collision, How, Known, LOOK_AGAIN, LOOKS, Ran};
 
 /// The oldest version that has all that is used here.
@@ -109,7 +108,7 @@ const FINISH_ROW: &str = "
 /// A participant's PostgreSQL database.
 pub struct PostgresResource {
     mode: Mode,
-    settings: PostgresSettings,
+    settings: ServerSettings,
     owner: Owner,
     operations: BTreeMap<String, Operation>,
     seeds: BTreeMap<String, Seed>,
@@ -121,8 +120,10 @@ pub struct PostgresResource {
 
 impl PostgresResource {
     /// Connects, creates what is missing, and refuses what is unsafe or somebody else's.
-    pub async fn open(settings: PostgresSettings, opening: Opening) -> Result<Self, OpenError> {
-        let pool = |count, lock_timeout| Pool::new(&settings, &opening.owner, count, lock_timeout);
+    pub async fn open(settings: ServerSettings, opening: Opening) -> Result<Self, OpenError> {
+        let pool = |most, lock_timeout| {
+            Dialer::new(&settings, &opening.owner, lock_timeout).map(|dialer| Pool::new(dialer, most))
+        };
         let workers = pool(settings.connections, settings.lock_timeout)?;
         let deciders = pool(settings.decision_connections, DECISION_LOCK_TIMEOUT)?;
         let clerks = pool(1, settings.lock_timeout)?;
@@ -145,15 +146,12 @@ impl PostgresResource {
         Ok(Self { mode, settings, owner, operations, seeds, ledger_id, workers, deciders, clerks })
     }
 
-    /// Gives up after some time: a connection may be cut without anybody noticing.
     async fn limit<T>(
         &self,
         doing: &'static str,
         work: impl Future<Output = Result<T, Unavailable>>,
     ) -> Result<T, Unavailable> {
-        let patience = self.settings.lock_timeout + self.settings.statement_timeout + self.settings.lost_after;
-        let patience = patience * 2 + Duration::from_secs(10);
-        timeout(patience, work).await.unwrap_or_else(|_| Err(Unavailable::new(doing, "no answer in time")))
+        within(self.settings.patience(), doing, work).await
     }
 }
 
@@ -702,7 +700,7 @@ async fn rows_of_keys(connection: &mut Connection, keys: &[&str]) -> Result<Vec<
 
 // ---- opening ---------------------------------------------------------------------------------------------------------
 
-async fn check_needs(client: &Client, settings: &PostgresSettings, opening: &Opening) -> Result<(), OpenError> {
+async fn check_needs(client: &Client, settings: &ServerSettings, opening: &Opening) -> Result<(), OpenError> {
     let row = client
         .query_one(
             "select current_setting('server_version_num')::int, current_setting('server_version'),
@@ -766,20 +764,14 @@ async fn prepare_ledger(client: &Client, opening: &Opening) -> Result<String, Op
 
 // ---- connections -----------------------------------------------------------------------------------------------------
 
-/// Some connections of one kind. A connection is used by one at a time.
-struct Pool {
+/// Opens connections with one way to wait for locks.
+struct Dialer {
     config: tokio_postgres::Config,
     session: String,
-    room: Semaphore,
-    idle: Mutex<Vec<Connection>>,
 }
 
-/// A connection in use. Dropped without [`Lease::give_back`] it is closed: who knows what it was in the middle of.
-struct Lease<'a> {
-    pool: &'a Pool,
-    connection: Option<Connection>,
-    _room: SemaphorePermit<'a>,
-}
+type Pool = crate::pool::Pool<Dialer>;
+type Lease<'a> = crate::pool::Lease<'a, Dialer>;
 
 struct Connection {
     client: Client,
@@ -787,13 +779,8 @@ struct Connection {
     driver: AbortHandle,
 }
 
-impl Pool {
-    fn new(
-        settings: &PostgresSettings,
-        owner: &Owner,
-        count: usize,
-        lock_timeout: Duration,
-    ) -> Result<Self, Unavailable> {
+impl Dialer {
+    fn new(settings: &ServerSettings, owner: &Owner, lock_timeout: Duration) -> Result<Self, Unavailable> {
         let config = settings.url.parse::<tokio_postgres::Config>();
         let mut config = config.map_err(|_| Unavailable::new("connecting", "the URL cannot be read"))?;
         config.application_name(format!("suture {}", owner.participant));
@@ -810,25 +797,7 @@ impl Pool {
             lock_timeout.as_millis(),
             settings.statement_timeout.max(lock_timeout).as_millis(),
         );
-        Ok(Self { config, session, room: Semaphore::new(count), idle: Mutex::default() })
-    }
-
-    async fn lease(&self) -> Result<Lease<'_>, Unavailable> {
-        let room = self.room.acquire().await.map_err(|_| Unavailable::new("connecting", "closed"))?;
-        let idle = || self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        while let Some(connection) = idle() {
-            if !connection.client.is_closed() {
-                return Ok(Lease { pool: self, connection: Some(connection), _room: room });
-            }
-        }
-        let connection = self.connect().await.map_err(|error| unavailable("connecting", &error))?;
-        let read_back = connection.client.simple_query(&self.session).await;
-        let read_back = read_back.map_err(|error| unavailable("connecting", &error))?;
-        let expected = format!("on{}", minutes(IDLE_TIMEOUT));
-        if !shows(&read_back, &expected) {
-            return Err(Unavailable::new("connecting", "session settings are not taken"));
-        }
-        Ok(Lease { pool: self, connection: Some(connection), _room: room })
+        Ok(Self { config, session })
     }
 
     async fn connect(&self) -> Result<Connection, Error> {
@@ -846,32 +815,27 @@ impl Pool {
     }
 }
 
+impl Dial for Dialer {
+    type Connection = Connection;
+
+    async fn dial(&self) -> Result<Connection, Unavailable> {
+        let failed = |error: Error| unavailable("connecting", &error);
+        let connection = self.connect().await.map_err(failed)?;
+        let read_back = connection.client.simple_query(&self.session).await.map_err(failed)?;
+        match shows(&read_back, &format!("on{}", minutes(IDLE_TIMEOUT))) {
+            true => Ok(connection),
+            false => Err(Unavailable::new("connecting", "session settings are not taken")),
+        }
+    }
+
+    fn is_closed(connection: &Connection) -> bool {
+        connection.client.is_closed()
+    }
+}
+
 /// As PostgreSQL shows whole minutes.
 fn minutes(time: Duration) -> String {
     format!("{}min", time.as_secs() / 60)
-}
-
-impl Lease<'_> {
-    /// The connection is as it was: the next one may have it.
-    fn give_back(mut self) {
-        if let Some(connection) = self.connection.take() {
-            self.pool.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
-        }
-    }
-}
-
-impl std::ops::Deref for Lease<'_> {
-    type Target = Connection;
-
-    fn deref(&self) -> &Connection {
-        self.connection.as_ref().expect("a lease has its connection until it is given back, which takes the lease")
-    }
-}
-
-impl std::ops::DerefMut for Lease<'_> {
-    fn deref_mut(&mut self) -> &mut Connection {
-        self.connection.as_mut().expect("a lease has its connection until it is given back, which takes the lease")
-    }
 }
 
 impl Connection {
@@ -967,27 +931,6 @@ impl Drop for Connection {
     }
 }
 
-type InFlight<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
-
-/// Awaits all of them; they are first polled in order, which is the order that their messages are sent in.
-async fn in_order<T>(futures: Vec<InFlight<'_, T>>) -> Vec<T> {
-    let mut flights: Vec<(InFlight<'_, T>, Option<T>)> = futures.into_iter().map(|future| (future, None)).collect();
-    poll_fn(|context| {
-        let mut all = Poll::Ready(());
-        for (future, landed) in &mut flights {
-            if landed.is_none() {
-                match future.as_mut().poll(context) {
-                    Poll::Ready(output) => *landed = Some(output),
-                    Poll::Pending => all = Poll::Pending,
-                }
-            }
-        }
-        all
-    })
-    .await;
-    flights.into_iter().filter_map(|(_, landed)| landed).collect()
-}
-
 /// Whether the first column of a row says so.
 fn shows(messages: &[SimpleQueryMessage], expected: &str) -> bool {
     messages.iter().any(|message| match message {
@@ -1071,25 +1014,4 @@ fn bound_value(value: &Value, kind: Kind) -> Box<dyn ToSql + Sync + Send> {
 
 fn references<'a>(bound: &'a [Box<dyn ToSql + Sync + Send + '_>]) -> Vec<&'a (dyn ToSql + Sync)> {
     bound.iter().map(|value| value.as_ref() as &(dyn ToSql + Sync)).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn flights_are_sent_in_order() {
-        let sent = Mutex::new(Vec::new());
-        let flights = (0..40).map(|n| {
-            let sent = &sent;
-            Box::pin(async move {
-                sent.lock().unwrap().push(n);
-                tokio::task::yield_now().await;
-                n
-            }) as InFlight<'_, i32>
-        });
-        let landed = in_order(flights.collect()).await;
-        assert_eq!(landed, (0..40).collect::<Vec<_>>());
-        assert_eq!(*sent.lock().unwrap(), landed);
-    }
 }

@@ -1,8 +1,11 @@
 //! A database's error, by who is to blame for it and by a code that holds no row values.
 
+use std::time::Duration;
+
 use suture_contract::ids::{Code, code};
 use suture_participants_core::branch::Refusal;
 use suture_participants_core::operations::{Step, statement_failed};
+use tokio::time::timeout;
 
 use crate::resource::Unavailable;
 
@@ -51,6 +54,15 @@ impl Trouble {
     pub fn is_met(&self) -> bool {
         matches!(self.blame, Blame::Unique | Blame::Busy)
     }
+}
+
+/// Gives up after some time: a connection may be cut without anybody noticing.
+pub(crate) async fn within<T>(
+    patience: Duration,
+    doing: &'static str,
+    work: impl Future<Output = Result<T, Unavailable>>,
+) -> Result<T, Unavailable> {
+    timeout(patience, work).await.unwrap_or_else(|_| Err(Unavailable::new(doing, "no answer in time")))
 }
 
 /// The code of what may succeed later.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use common::{abort, code, commit, deployment, hash, prepare_one, txid, yes};
+use mysql_async::prelude::Queryable;
 use rusqlite::Connection;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -20,14 +21,15 @@ fn config(name: &str) -> ParticipantConfig {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../compose/config/participants").join(name);
     let text = std::fs::read_to_string(&file).unwrap();
     // Where the database is, is the test's business.
-    let text = text.lines().map(|line| if line.starts_with("url_env") { "url = \"postgres://nowhere\"" } else { line });
+    let url = if name.contains("mariadb") { "url = \"mysql://nowhere/x\"" } else { "url = \"postgres://nowhere\"" };
+    let text = text.lines().map(|line| if line.starts_with("url_env") { url } else { line });
     ParticipantConfig::parse(&text.collect::<Vec<_>>().join("\n"), &file).unwrap()
 }
 
 async fn open(mut config: ParticipantConfig, at: &str) -> OpenedResource {
     match &mut config.database {
         Database::Sqlite(settings) => settings.path = PathBuf::from(at),
-        Database::Postgres(settings) => {
+        Database::Postgres(settings) | Database::Mariadb(settings) => {
             settings.url = at.to_string();
             settings.cap = 10;
         }
@@ -208,6 +210,25 @@ async fn the_insurer_on_sqlite() {
     assert_eq!(rows("select sum(used_minor) - (select sum(amount_minor) from claim) from coverage"), 0);
     assert_eq!(rows("select sum(used_minor) from coverage"), 1_540_280 + 12_500 + 1_050);
     assert_eq!(rows("select sum(reserved_minor) from coverage"), 0);
+}
+
+#[tokio::test]
+async fn the_insurer_on_mariadb() {
+    let server = std::env::var("SUTURE_TEST_MARIADB")
+        .expect("SUTURE_TEST_MARIADB is not set: run these tests with compose/test, which starts a server");
+    let database = format!("conf_{}_insurer", std::process::id());
+    let mut admin = mysql_async::Conn::new(mysql_async::Opts::from_url(&server).unwrap()).await.unwrap();
+    admin.query_drop(format!("create database {database}")).await.unwrap();
+    let at = format!("{}/{database}", server.trim_end_matches('/'));
+    insurer_answers(&open(config("insurer.mariadb.toml"), &at).await).await;
+
+    admin.query_drop(format!("use {database}")).await.unwrap();
+    let mut number = async |sql: &str| -> i64 { admin.query_first(sql).await.unwrap().unwrap() };
+    assert_eq!(number("select count(*) from claim where state = 'accepted'").await, 3);
+    let used = "select cast(sum(used_minor) - (select sum(amount_minor) from claim) as signed) from coverage";
+    assert_eq!(number(used).await, 0);
+    assert_eq!(number("select cast(sum(reserved_minor) as signed) from coverage").await, 0);
+    admin.query_drop(format!("drop database {database}")).await.unwrap();
 }
 
 #[tokio::test]

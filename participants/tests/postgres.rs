@@ -13,7 +13,7 @@ use std::time::Duration;
 use common::*;
 use suture_contract::ids::Deployment;
 use suture_contract::messages::{Prepare, Verdict};
-use suture_participants::config::{Database, ParticipantConfig, PostgresSettings};
+use suture_participants::config::{Database, ParticipantConfig, ServerSettings};
 use suture_participants::postgres::PostgresResource;
 use suture_participants::resource::{Effect, Fault, OpenError, Opening, Prepared, Resource};
 use suture_participants_core::branch::Wrong;
@@ -184,7 +184,7 @@ impl Db {
         server.batch_execute(&format!("drop database {} with (force)", self.name)).await.unwrap();
     }
 
-    fn config(&self, text: &str) -> (PostgresSettings, Opening) {
+    fn config(&self, text: &str) -> (ServerSettings, Opening) {
         let text = text.replace("URL", &self.url);
         let config = ParticipantConfig::parse(&text, Path::new("bank.toml")).unwrap();
         let mut opening = config.opening(&self.deployment(), Some("fingerprint".to_string()), false).unwrap();
@@ -195,7 +195,7 @@ impl Db {
 
     async fn try_open(
         &self,
-        change: impl FnOnce(&mut PostgresSettings, &mut Opening),
+        change: impl FnOnce(&mut ServerSettings, &mut Opening),
     ) -> Result<PostgresResource, OpenError> {
         let (mut settings, mut opening) = self.config(CONFIG);
         change(&mut settings, &mut opening);
@@ -393,7 +393,7 @@ async fn what_is_in_doubt_blocks_others_for_a_moment_only() {
 #[tokio::test]
 async fn a_key_that_is_committed_meanwhile_is_a_duplicate() {
     let db = Db::new().await;
-    let patient = |settings: &mut PostgresSettings, _: &mut Opening| {
+    let patient = |settings: &mut ServerSettings, _: &mut Opening| {
         settings.key_timeout = Duration::from_secs(60);
         settings.statement_timeout = Duration::from_secs(60);
     };

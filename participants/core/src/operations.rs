@@ -147,6 +147,8 @@ pub struct Step {
     pub place: String,
     /// With the database's own placeholders.
     pub sql: String,
+    /// For MariaDB: where each placeholder stands in `sql`, in bytes.
+    pub marks: Vec<usize>,
     /// Which of the values stands behind each placeholder.
     pub binds: Vec<usize>,
     /// The type of each placeholder.
@@ -320,6 +322,7 @@ impl Parameters {
         Ok(Step {
             place,
             sql: numbered.sql,
+            marks: numbered.marks,
             binds,
             kinds,
             rows: config.rows,

@@ -14,6 +14,8 @@ pub enum Dialect {
     Sqlite,
     /// `$1`, `$2`, ..
     Postgres,
+    /// `?`, one for each time that a name stands there.
+    Mariadb,
 }
 
 /// A statement with numbered placeholders.
@@ -23,12 +25,14 @@ pub struct Numbered {
     pub sql: String,
     /// The name behind each placeholder; number 1 stands first.
     pub names: Vec<String>,
+    /// For MariaDB: where each placeholder stands in `sql`, in bytes.
+    pub marks: Vec<usize>,
 }
 
 /// Numbers the placeholders of a template. The error says what to change, without the template's text.
 pub fn number_placeholders(template: &str, dialect: Dialect) -> Result<Numbered, &'static str> {
     let template = template.trim().trim_end_matches(';').trim_end();
-    let mut numbered = Numbered { sql: String::with_capacity(template.len()), names: Vec::new() };
+    let mut numbered = Numbered { sql: String::with_capacity(template.len()), names: Vec::new(), marks: Vec::new() };
     let mut words_seen = false;
     let mut rest = template;
     while let Some(c) = rest.chars().next() {
@@ -49,13 +53,19 @@ pub fn number_placeholders(template: &str, dialect: Dialect) -> Result<Numbered,
 
 impl Numbered {
     fn push_placeholder(&mut self, name: &str, dialect: Dialect) {
+        if dialect == Dialect::Mariadb {
+            self.marks.push(self.sql.len());
+            self.names.push(name.to_string());
+            self.sql.push('?');
+            return;
+        }
         let known = self.names.iter().position(|n| n == name);
         let index = known.unwrap_or_else(|| {
             self.names.push(name.to_string());
             self.names.len() - 1
         });
         let sign = match dialect {
-            Dialect::Sqlite => '?',
+            Dialect::Sqlite | Dialect::Mariadb => '?',
             Dialect::Postgres => '$',
         };
         self.sql.push(sign);
@@ -68,6 +78,9 @@ fn token_length(rest: &str, c: char) -> Result<usize, &'static str> {
     match c {
         '\'' | '"' => quoted_length(rest, c),
         '-' if rest.starts_with("--") => Ok(rest.find('\n').map_or(rest.len(), |end| end + 1)),
+        '/' if rest.starts_with("/*!") || rest.starts_with("/*M!") => {
+            Err("a comment begins with /*! or /*M!, which MariaDB and MySQL execute")
+        }
         '/' if rest.starts_with("/*") => {
             let end = rest.find("*/").ok_or("a comment has no end")?;
             if rest[2..end].contains("/*") {
@@ -121,7 +134,7 @@ mod tests {
     use super::*;
 
     fn numbered(template: &str, dialect: Dialect) -> (String, Vec<String>) {
-        let Numbered { sql, names } = number_placeholders(template, dialect).unwrap();
+        let Numbered { sql, names, .. } = number_placeholders(template, dialect).unwrap();
         (sql, names)
     }
 
@@ -137,6 +150,14 @@ mod tests {
             numbered(template, Dialect::Postgres),
             ("update t set a = $1, c = $2 where d = $1 and e between $3 and $4".to_string(), names)
         );
+    }
+
+    #[test]
+    fn mariadb_gets_each_name_as_often_as_it_stands_there() {
+        let numbered = number_placeholders("select :a, '?', :b, :a", Dialect::Mariadb).unwrap();
+        assert_eq!(numbered.sql, "select ?, '?', ?, ?");
+        assert_eq!(numbered.names, ["a", "b", "a"]);
+        assert_eq!(numbered.marks, [7, 15, 18]);
     }
 
     #[test]
@@ -183,6 +204,8 @@ mod tests {
             "select 'open",
             "select /* open",
             "select /* /* */ :a */",
+            "select /*! :a */ 1",
+            "select /*M!100000 1 */",
         ] {
             assert!(number_placeholders(refused, Dialect::Postgres).is_err(), "{refused}");
         }

@@ -1,0 +1,1044 @@
+//! MariaDB and MySQL, in mode xa and in mode reserve.
+//!
+//! ```text
+//! xa        XA START xid
+//!           the ledger row; the steps                        in one round trip
+//!           XA END; XA PREPARE xid; XA RECOVER               in one round trip
+//!           XA COMMIT xid, or XA ROLLBACK xid                on the branch's own connection while it is ours
+//! reserve   SAVEPOINT; the ledger row; the steps             in one round trip a branch
+//! ```
+//!
+//! How a branch goes through these stands in [`crate::xa`] and [`crate::reserve`].
+//!
+//! - **Text protocol, values as literals.** XA statements cannot be prepared, and only text takes several statements in one trip.
+//!   Text goes as `_utf8mb4 x'..'`: hexadecimal digits, so that no rule of quoting is relied on.
+//! - **A branch in doubt keeps its connection**: nobody else can finish it while that session lives. Whoever
+//!   comes later (another process, or this one after a restart) asks again until the server has noticed that it is gone;
+//!   until then the branch is listed and yet "unknown".
+//! - **No connection is ever reset or handed to a pool of the driver's**: after a reset a prepared branch is "committed" with
+//!   OK and nothing happens. So no OK counts here; the row is looked for afterwards.
+//! - XA ROLLBACK is not durable when it returns. The `aborted` row is, and takes the rollback with it.
+//! - A deadlock ends the whole local transaction, and what follows would be in autocommit: a script ends with its first
+//!   error, and a savepoint that is gone tells it ([`GONE`]).
+//!
+//! MySQL: branches are detached at once (`xa_detach_on_prepare`), listing them needs XA_RECOVER_ADMIN, and a statement has no
+//! time limit unless it is a SELECT.
+//!
+//! Error text holds row values, so it goes nowhere.
+//!
+//! Left out: TLS; replicas and Galera (XA does not survive a failover); the age of a branch in doubt, which the list does not
+//! tell.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use mysql_async::prelude::Queryable;
+use mysql_async::{Conn, Error, Opts, OptsBuilder, Row};
+use serde_json::value::RawValue;
+use suture_contract::ids::{Shard, Txid};
+use suture_contract::messages::{Decision, Prepare};
+use suture_participants_core::branch::{KeyRow, Refusal, State};
+use suture_participants_core::gid::{Gid, Owner};
+use suture_participants_core::operations::{self, Mode, Operation, Rows, Seed, Values, statement_failed};
+use suture_participants_core::values::Value;
+use tokio::time::sleep;
+
+use crate::config::ServerSettings;
+use crate::flights::{InFlight, in_order};
+use crate::ledger::{LEDGER_ID, LedgerRow, StoredKeyRow, StoredRow, bind_seed, check_marks};
+use crate::pool::Dial;
+use crate::reserve::{self, Failed, Session, Work, first_failed};
+use crate::resource::{
+    Batching, Decided, Fault, InDoubt, OpenError, Opening, Position, Prepared, Resource, SeedError, Unavailable,
+};
+use crate::trouble::{Blame, Trouble, busy, within};
+use crate::xa::{self, AbortedRow, Branches, Collision, How, Known, LOOK_AGAIN, Ran};
+
+/// Stands in every xid of Suture.
+const FORMAT_ID: u32 = 0x5375_7475;
+
+/// How long a decision's insert waits for a lock before it looks at the list again; the shortest there is.
+const DECISION_LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The server ends a local transaction of ours that stalls for longer. Nothing is prepared then. (MySQL has no such setting.)
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The oldest versions whose prepared branches survive their connection (MDEV-742), in MariaDB's and in MySQL's numbers.
+const OLDEST_MARIADB: (u16, u16, u16) = (10, 5, 2);
+const OLDEST_MYSQL: (u16, u16, u16) = (8, 0, 29);
+
+/// The server knows no such savepoint: its transaction is gone.
+const GONE: &str = "1305";
+/// XAER_NOTA: finished, or attached to a session that still lives.
+const UNKNOWN_XID: &str = "1397";
+/// XAER_DUPID.
+const XID_IN_USE: &str = "1440";
+
+/// Everything about quoting and rounding that a server's default could change.
+const SQL_MODE: &str = "ANSI_QUOTES,PIPES_AS_CONCAT,NO_BACKSLASH_ESCAPES,STRICT_ALL_TABLES,NO_ZERO_IN_DATE,\
+                        NO_ZERO_DATE,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION";
+
+/// Created only where they are missing: even `create table if not exists` would wait for branches in doubt.
+const LEDGER_TABLES: [(&str, &str); 3] = [
+    (
+        "suture_meta",
+        "name varchar(64) character set ascii collate ascii_bin primary key,
+         value varchar(255) character set ascii collate ascii_bin not null",
+    ),
+    (
+        "suture_positions",
+        "topic varchar(255) character set ascii collate ascii_bin not null,
+         letters varchar(5) character set ascii collate ascii_bin not null,
+         shard integer not null,
+         next_offset bigint not null,
+         primary key (topic, letters, shard)",
+    ),
+    (
+        "suture_ledger",
+        "txid varchar(64) character set ascii collate ascii_bin primary key,
+         state varchar(16) character set ascii collate ascii_bin not null
+             check (state in ('in_doubt', 'committed', 'aborted', 'refused')),
+         hash varchar(64) character set ascii collate ascii_bin not null,
+         business_key varchar(200) character set ascii collate ascii_bin,
+         attempt bigint,
+         live_key varchar(200) character set ascii collate ascii_bin unique,
+         operation varchar(255) character set utf8mb4 collate utf8mb4_bin,
+         code varchar(40) character set ascii collate ascii_bin,
+         duplicate_of varchar(64) character set ascii collate ascii_bin,
+         changed_at timestamp(6) not null default current_timestamp(6),
+         unique (business_key, attempt),
+         key (state),
+         check ((business_key is null) = (attempt is null)),
+         check ((live_key is not null) = (state in ('in_doubt', 'committed')))",
+    ),
+];
+
+/// A participant's MariaDB or MySQL database.
+pub struct MariadbResource {
+    mode: Mode,
+    settings: ServerSettings,
+    owner: Owner,
+    operations: BTreeMap<String, Operation>,
+    seeds: BTreeMap<String, Seed>,
+    ledger_id: String,
+    workers: Pool,
+    deciders: Pool,
+    clerks: Pool,
+    /// The connections of branches in doubt.
+    held: Mutex<HashMap<Txid, Conn>>,
+}
+
+impl MariadbResource {
+    /// Connects, creates what is missing, and refuses what is unsafe or somebody else's.
+    pub async fn open(settings: ServerSettings, opening: Opening) -> Result<Self, OpenError> {
+        let pool = |most, lock_timeout| Dialer::new(&settings, lock_timeout).map(|dialer| Pool::new(dialer, most));
+        let workers = pool(settings.connections, settings.lock_timeout)?;
+        let deciders = pool(settings.decision_connections, DECISION_LOCK_TIMEOUT)?;
+        let clerks = pool(1, settings.lock_timeout)?;
+        let mut clerk = clerks.lease().await?;
+        check_needs(&mut clerk, &settings, &opening).await?;
+        let ledger_id = prepare_ledger(&mut clerk, &opening).await?;
+        let Opening { mode, owner, operations, seeds, schema, .. } = opening;
+        if let Some(schema) = schema {
+            let ran = run(&mut clerk, &schema).await;
+            ran.map_err(|trouble| OpenError::Schema { code: trouble.code })?;
+        }
+        check_engines(&mut clerk).await?;
+        let steps = operations.values().flat_map(|o| o.prepare.iter().chain(&o.confirm).chain(&o.cancel));
+        for step in steps.chain(seeds.values().flat_map(|seed| &seed.steps)) {
+            let prepared = clerk.prep(step.sql.as_str()).await.map_err(|error| trouble(&error));
+            let statement = prepared.map_err(|trouble| match trouble.blame {
+                Blame::Database => OpenError::from(trouble.unavailable("checking statements")),
+                _ => OpenError::Statement { place: step.place.clone(), code: trouble.code },
+            })?;
+            clerk.close(statement).await.map_err(|error| trouble_at(&error, "checking statements"))?;
+        }
+        clerk.give_back();
+        Ok(Self {
+            mode,
+            settings,
+            owner,
+            operations,
+            seeds,
+            ledger_id,
+            workers,
+            deciders,
+            clerks,
+            held: Mutex::default(),
+        })
+    }
+
+    async fn limit<T>(
+        &self,
+        doing: &'static str,
+        work: impl Future<Output = Result<T, Unavailable>>,
+    ) -> Result<T, Unavailable> {
+        within(self.settings.patience(), doing, work).await
+    }
+}
+
+impl Resource for MariadbResource {
+    fn ledger_id(&self) -> &str {
+        &self.ledger_id
+    }
+
+    /// In mode xa one after the other: a branch may wait for the decision of the one before it.
+    fn batching(&self) -> Batching {
+        match self.mode {
+            Mode::Xa => Batching { branches: 1, jobs: self.settings.connections },
+            Mode::Reserve => Batching::RESERVE,
+        }
+    }
+
+    async fn prepare(&self, batch: Vec<Arc<Prepare>>) -> Result<Vec<Prepared>, Unavailable> {
+        if self.mode == Mode::Reserve {
+            return self.limit("preparing", self.reserve(&batch)).await;
+        }
+        let mut prepared = Vec::with_capacity(batch.len());
+        for prepare in &batch {
+            prepared.push(self.limit("preparing", xa::prepare(self, prepare)).await?);
+        }
+        Ok(prepared)
+    }
+
+    async fn commit(&self, batch: Vec<Arc<Decision>>) -> Result<Vec<Decided>, Unavailable> {
+        match self.mode {
+            Mode::Xa => self.limit("committing", xa::commit(self, &batch)).await,
+            Mode::Reserve => self.limit("committing", self.confirm_or_cancel(&batch)).await,
+        }
+    }
+
+    async fn abort(&self, batch: Vec<Arc<Decision>>) -> Result<Vec<Decided>, Unavailable> {
+        match self.mode {
+            Mode::Xa => self.limit("aborting", xa::abort(self, &batch)).await,
+            Mode::Reserve => self.limit("aborting", self.confirm_or_cancel(&batch)).await,
+        }
+    }
+
+    async fn in_doubt(&self) -> Result<Vec<InDoubt>, Unavailable> {
+        match self.mode {
+            Mode::Xa => self.limit("reading the list", self.list_in_doubt()).await,
+            Mode::Reserve => self.limit("reading the ledger", self.rows_in_doubt()).await,
+        }
+    }
+
+    async fn load_positions(&self, topic: String) -> Result<Vec<Position>, Unavailable> {
+        self.limit("reading positions", self.read_positions(topic)).await
+    }
+
+    async fn store_positions(&self, positions: Vec<Position>) -> Result<(), Unavailable> {
+        self.limit("storing positions", self.write_positions(positions)).await
+    }
+
+    async fn seed(&self, name: String, payloads: Vec<Box<RawValue>>) -> Result<u64, SeedError> {
+        self.insert_seeds(&name, &payloads).await
+    }
+}
+
+// ---- mode xa ---------------------------------------------------------------------------------------------------------
+
+impl Branches for MariadbResource {
+    fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
+    fn operations(&self) -> &BTreeMap<String, Operation> {
+        &self.operations
+    }
+
+    fn cap(&self) -> usize {
+        self.settings.cap
+    }
+
+    fn lost_after(&self) -> Duration {
+        self.settings.lost_after
+    }
+
+    async fn look(&self, txid: &Txid) -> Result<Known, Unavailable> {
+        self.look_with(&self.workers, &[*txid]).await
+    }
+
+    async fn look_at_all(&self, txids: &[Txid]) -> Result<Known, Unavailable> {
+        self.look_with(&self.deciders, txids).await
+    }
+
+    async fn rows_of_key(&self, prepare: &Prepare) -> Result<Result<Vec<KeyRow>, Fault>, Unavailable> {
+        let mut worker = self.workers.lease().await?;
+        let rows = rows_of_keys(&mut worker, &[prepare.business_key.as_str()]).await;
+        let rows = rows.map_err(|trouble| trouble.unavailable("looking at the ledger"))?;
+        worker.give_back();
+        Ok(rows.iter().map(StoredKeyRow::read).collect())
+    }
+
+    async fn run(&self, prepare: &Prepare, operation: &Operation, values: &Values) -> Result<Ran, Unavailable> {
+        let mut connection = self.workers.keep_one().await?;
+        let xid = xid(&Gid::new(prepare.txid, &self.owner, &prepare.hash));
+        match run(&mut connection, &format!("xa start {xid}")).await {
+            Ok(()) => {}
+            // Whoever has it may have voted: it is not ours to roll back.
+            Err(trouble) if trouble.code == XID_IN_USE => {
+                self.workers.put(connection);
+                return Ok(Ran::Met(Collision::Visible));
+            }
+            Err(trouble) => return Err(trouble.unavailable("opening a branch")),
+        }
+        let ran = match self.run_steps(&mut connection, prepare, operation, values).await? {
+            None => self.prepare_branch(&mut connection, &xid).await?,
+            Some(ran) => ran,
+        };
+        if matches!(ran, Ran::Seen) {
+            self.held().insert(prepare.txid, connection);
+            return Ok(ran);
+        }
+        // A branch that a deadlock has ended already cannot be ended again; it is rolled back all the same.
+        let _ = run(&mut connection, &format!("xa end {xid}")).await;
+        let rolled_back = run(&mut connection, &format!("xa rollback {xid}")).await;
+        rolled_back.map_err(|trouble| trouble.unavailable("rolling back"))?;
+        self.workers.put(connection);
+        Ok(ran)
+    }
+
+    async fn insert_refused(&self, row: LedgerRow) -> Result<bool, Unavailable> {
+        let mut worker = self.workers.lease().await?;
+        let inserted = run(&mut worker, &insert_row(&row)).await;
+        match inserted {
+            Ok(_) => {
+                worker.give_back();
+                Ok(true)
+            }
+            Err(trouble) if trouble.is_met() => Ok(false),
+            Err(trouble) => Err(trouble.unavailable("refusing")),
+        }
+    }
+
+    async fn finish(&self, how: How, gids: Vec<Gid>) -> Result<(), Unavailable> {
+        let lanes = self.settings.decision_connections.min(gids.len());
+        let lane = |lane: usize| {
+            let gids = gids.iter().skip(lane).step_by(lanes);
+            async move {
+                for gid in gids {
+                    self.finish_one(how, gid).await?;
+                }
+                Ok(())
+            }
+        };
+        let lanes: Vec<InFlight<'_, Result<(), Unavailable>>> =
+            (0..lanes).map(|index| Box::pin(lane(index)) as InFlight<'_, _>).collect();
+        in_order(lanes).await.into_iter().collect()
+    }
+
+    /// Committed at once, and with it the rollbacks before it: the server flushes its log up to here.
+    async fn insert_aborted(&self, rows: &[AbortedRow<'_>]) -> Result<bool, Unavailable> {
+        let mut sql = "insert into suture_ledger (txid, state, hash, business_key, attempt) values ".to_string();
+        for (index, AbortedRow { decision, named }) in rows.iter().enumerate() {
+            let comma = if index == 0 { "" } else { ", " };
+            let (key, attempt) = match named {
+                true => (text(decision.business_key.as_str()), decision.attempt.number().to_string()),
+                false => ("null".to_string(), "null".to_string()),
+            };
+            let _ = write!(sql, "{comma}('{}', 'aborted', '{}', {key}, {attempt})", decision.txid, decision.hash);
+        }
+        // What another row has is left to it.
+        sql.push_str(" on duplicate key update txid = suture_ledger.txid");
+        let mut decider = self.deciders.lease().await?;
+        match run(&mut decider, &sql).await {
+            Ok(_) => {
+                decider.give_back();
+                Ok(true)
+            }
+            Err(trouble) if trouble.blame == Blame::Busy => Ok(false),
+            Err(trouble) => Err(trouble.unavailable("noting aborts")),
+        }
+    }
+
+    async fn wait_for_holder(&self, decision: &Decision) -> Result<(), Unavailable> {
+        let failed = |trouble: Trouble| trouble.unavailable("looking for a branch");
+        let mut decider = self.deciders.lease().await?;
+        let trial = format!(
+            "start transaction; insert into suture_ledger (txid, state, hash) values ('{}', 'aborted', '{}')
+             on duplicate key update txid = suture_ledger.txid",
+            decision.txid, decision.hash
+        );
+        let tried = run(&mut decider, &trial).await;
+        run(&mut decider, "rollback").await.map_err(failed)?;
+        decider.give_back();
+        match tried {
+            Err(trouble) if trouble.blame == Blame::Busy => {}
+            Err(trouble) => return Err(failed(trouble)),
+            Ok(_) => sleep(LOOK_AGAIN).await,
+        }
+        Ok(())
+    }
+}
+
+impl MariadbResource {
+    fn held(&self) -> std::sync::MutexGuard<'_, HashMap<Txid, Conn>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// In this order: what is being committed is in one of them.
+    async fn look_with(&self, pool: &Pool, txids: &[Txid]) -> Result<Known, Unavailable> {
+        let failed = |trouble: Trouble| trouble.unavailable("looking at the ledger");
+        let mut connection = pool.lease().await?;
+        let gids = self.list(&mut connection).await.map_err(failed)?;
+        let rows = rows(&mut connection, txids, "").await.map_err(failed)?;
+        connection.give_back();
+        let in_doubt = gids.len();
+        let gids = gids.into_iter().map(|gid| (gid.txid, gid)).collect();
+        Ok(Known { in_doubt, gids, rows: rows.into_iter().collect() })
+    }
+
+    /// Our branches in the server's list.
+    async fn list(&self, connection: &mut Conn) -> Result<Vec<Gid>, Trouble> {
+        let listed = query(connection, "xa recover").await?;
+        Ok(listed.iter().filter_map(listed_gid).filter(|gid| gid.owner == self.owner).collect())
+    }
+
+    /// Everything up to the PREPARE. `None`: all went as it should. The first that did not decides.
+    async fn run_steps(
+        &self,
+        connection: &mut Conn,
+        prepare: &Prepare,
+        operation: &Operation,
+        values: &Values,
+    ) -> Result<Option<Ran>, Unavailable> {
+        let row = LedgerRow::of(prepare, State::Committed, None);
+        let wait = |timeout: Duration| format!("set session innodb_lock_wait_timeout = {}", timeout.as_secs());
+        let mut script = vec![wait(self.settings.key_timeout), insert_row(&row), wait(self.settings.lock_timeout)];
+        script.extend(operation.prepare.iter().map(|step| rendered(step, values)));
+        let Landed { rows, trouble } = send(connection, &script).await;
+        match (rows.len(), trouble) {
+            (1, Some(trouble)) if trouble.blame == Blame::Unique => Ok(Some(Ran::Met(Collision::Visible))),
+            (1, Some(trouble)) if trouble.blame == Blame::Busy => Ok(Some(Ran::Met(Collision::InProgress))),
+            (0..=2, Some(trouble)) => Err(trouble.unavailable("opening a branch")),
+            (_, trouble) => {
+                let failed = first_failed(&operation.prepare, &rows[3..], trouble)?;
+                Ok(failed.map(|Failed { step, code, cause }| {
+                    tracing::debug!(txid = %prepare.txid, %code, place = step.place, cause, "refused");
+                    Ran::Refused(Refusal::with(code))
+                }))
+            }
+        }
+    }
+
+    /// It goes by itself: a branch that is in the list says yes, so the rows that its steps changed are counted before.
+    async fn prepare_branch(&self, connection: &mut Conn, xid: &str) -> Result<Ran, Unavailable> {
+        let prepared = run(connection, &format!("xa end {xid}; xa prepare {xid}")).await;
+        match prepared {
+            Ok(_) => {}
+            Err(trouble) => {
+                return match trouble.blame {
+                    Blame::Busy => Ok(Ran::Refused(Refusal::with(busy()))),
+                    Blame::Unique | Blame::Check | Blame::Statement => {
+                        Ok(Ran::Refused(Refusal::with(statement_failed())))
+                    }
+                    Blame::Database => Err(trouble.unavailable("preparing")),
+                };
+            }
+        }
+        let listed = query(connection, "xa recover").await.map_err(|trouble| trouble.unavailable("preparing"))?;
+        match listed.iter().filter_map(listed_gid).any(|gid| self::xid(&gid) == *xid) {
+            true => Ok(Ran::Seen),
+            false => Err(Unavailable::new("preparing", "the branch is not in the list")),
+        }
+    }
+
+    /// On the branch's own connection, if that is here; a failure there is tried again on another one.
+    async fn finish_one(&self, how: How, gid: &Gid) -> Result<(), Unavailable> {
+        let how = match how {
+            How::Commit => "commit",
+            How::RollBack => "rollback",
+        };
+        let finish = format!("xa {how} {}", xid(gid));
+        let own = self.held().remove(&gid.txid);
+        if let Some(mut own) = own
+            && run(&mut own, &finish).await.is_ok()
+        {
+            self.workers.put(own);
+            return Ok(());
+        }
+        let mut decider = self.deciders.lease().await?;
+        match run(&mut decider, &finish).await {
+            Ok(_) => {}
+            // Finished by another session, or attached to one that the server still believes to live.
+            Err(trouble) if trouble.code == UNKNOWN_XID => sleep(LOOK_AGAIN).await,
+            Err(trouble) => return Err(trouble.unavailable("finishing a branch")),
+        }
+        decider.give_back();
+        Ok(())
+    }
+}
+
+/// An xid as it stands in SQL. All its parts have closed alphabets.
+fn xid(gid: &Gid) -> String {
+    let name = gid.to_string();
+    let (global, branch) = name.split_once('/').unwrap_or((&name, ""));
+    format!("'{global}','{branch}',{FORMAT_ID}")
+}
+
+/// A row of XA RECOVER, if it is one of Suture's: format, the lengths of both parts, and the parts joined.
+fn listed_gid(row: &Row) -> Option<Gid> {
+    let number = |column: usize| row.get_opt::<u64, _>(column)?.ok();
+    let (format, global) = (number(0)?, usize::try_from(number(1)?).ok()?);
+    let data: Vec<u8> = row.get_opt(3)?.ok()?;
+    let data = String::from_utf8(data).ok()?;
+    let (global, branch) = data.split_at_checked(global)?;
+    (format == u64::from(FORMAT_ID)).then(|| format!("{global}/{branch}").parse().ok())?
+}
+
+// ---- mode reserve ----------------------------------------------------------------------------------------------------
+
+/// A connection in mode reserve.
+struct LocalSession<'a>(Lease<'a>);
+
+impl MariadbResource {
+    async fn reserve(&self, batch: &[Arc<Prepare>]) -> Result<Vec<Prepared>, Unavailable> {
+        let mut session = LocalSession(self.workers.lease().await?);
+        let prepared = reserve::prepare(&mut session, &self.operations, batch).await?;
+        session.0.give_back();
+        Ok(prepared)
+    }
+
+    async fn confirm_or_cancel(&self, batch: &[Arc<Decision>]) -> Result<Vec<Decided>, Unavailable> {
+        let mut session = LocalSession(self.deciders.lease().await?);
+        let decided = reserve::decide(&mut session, &self.operations, batch).await?;
+        session.0.give_back();
+        Ok(decided)
+    }
+}
+
+impl Session for LocalSession<'_> {
+    async fn begin(&mut self) -> Result<(), Trouble> {
+        run(&mut self.0, "start transaction; savepoint batch").await.map(drop)
+    }
+
+    /// Where a deadlock has ended the transaction its savepoint is gone, and the script ends there.
+    async fn commit(&mut self) -> Result<(), Trouble> {
+        run(&mut self.0, "release savepoint batch; commit").await.map(drop).map_err(|trouble| {
+            match trouble.code.as_str() {
+                GONE => Trouble { blame: Blame::Database, ..trouble },
+                _ => trouble,
+            }
+        })
+    }
+
+    async fn roll_back(&mut self) -> Result<(), Trouble> {
+        run(&mut self.0, "rollback").await.map(drop)
+    }
+
+    async fn rows(&mut self, txids: &[Txid], lock: bool) -> Result<BTreeMap<Txid, StoredRow>, Trouble> {
+        rows(&mut self.0, txids, if lock { " order by txid for update" } else { "" }).await
+    }
+
+    async fn rows_of_keys(&mut self, keys: &[&str]) -> Result<Vec<StoredKeyRow>, Trouble> {
+        rows_of_keys(&mut self.0, keys).await
+    }
+
+    async fn branch(&mut self, work: &[Work<'_>]) -> reserve::Ran {
+        let mut script = vec!["savepoint branch".to_string()];
+        script.extend(work.iter().map(|work| match work {
+            Work::Insert(row) => insert_row(row),
+            Work::Step(step, values) => rendered(step, values),
+            Work::Finish(txid, state) => format!(
+                "update suture_ledger set state = '{state}', changed_at = current_timestamp(6), live_key = {}
+                 where txid = '{txid}'",
+                if *state == State::Committed { "live_key" } else { "null" },
+            ),
+        }));
+        let Landed { mut rows, trouble } = send(&mut self.0, &script).await;
+        rows.drain(..1.min(rows.len()));
+        reserve::Ran { rows, trouble }
+    }
+
+    async fn undo_branch(&mut self) -> Result<bool, Trouble> {
+        match run(&mut self.0, "rollback to savepoint branch").await {
+            Ok(_) => Ok(true),
+            Err(trouble) if trouble.code == GONE => Ok(false),
+            Err(trouble) => Err(trouble),
+        }
+    }
+}
+
+// ---- what the service asks besides -----------------------------------------------------------------------------------
+
+impl MariadbResource {
+    async fn list_in_doubt(&self) -> Result<Vec<InDoubt>, Unavailable> {
+        let mut clerk = self.clerks.lease().await?;
+        let listed = self.list(&mut clerk).await.map_err(|trouble| trouble.unavailable("reading the list"))?;
+        clerk.give_back();
+        Ok(listed.into_iter().map(|gid| InDoubt { txid: gid.txid, age: None }).collect())
+    }
+
+    async fn rows_in_doubt(&self) -> Result<Vec<InDoubt>, Unavailable> {
+        let doing = "reading the ledger";
+        let sql = "select txid, timestampdiff(second, changed_at, current_timestamp(6)) from suture_ledger
+                   where state = 'in_doubt'";
+        let mut clerk = self.clerks.lease().await?;
+        let rows = query(&mut clerk, sql).await.map_err(|trouble| trouble.unavailable(doing))?;
+        clerk.give_back();
+        let read = |row: &Row| {
+            let age = column::<i64>(row, 1).and_then(|seconds| u64::try_from(seconds).ok()).map(Duration::from_secs);
+            Some(InDoubt { txid: column::<String>(row, 0)?.parse().ok()?, age })
+        };
+        rows.iter().map(|row| read(row).ok_or_else(|| unreadable(doing))).collect()
+    }
+
+    async fn read_positions(&self, topic: String) -> Result<Vec<Position>, Unavailable> {
+        let doing = "reading positions";
+        let sql = format!("select letters, shard, next_offset from suture_positions where topic = {}", text(&topic));
+        let mut clerk = self.clerks.lease().await?;
+        let rows = query(&mut clerk, &sql).await.map_err(|trouble| trouble.unavailable(doing))?;
+        clerk.give_back();
+        let read = |row: &Row| {
+            Some(Position {
+                topic: topic.clone(),
+                letters: column::<String>(row, 0)?.parse().ok()?,
+                shard: Shard(column(row, 1)?),
+                next_offset: column(row, 2)?,
+            })
+        };
+        rows.iter().map(|row| read(row).ok_or_else(|| unreadable(doing))).collect()
+    }
+
+    async fn write_positions(&self, positions: Vec<Position>) -> Result<(), Unavailable> {
+        if positions.is_empty() {
+            return Ok(());
+        }
+        let mut sql = "insert into suture_positions (topic, letters, shard, next_offset) values ".to_string();
+        for (index, Position { topic, letters, shard, next_offset }) in positions.iter().enumerate() {
+            let comma = if index == 0 { "" } else { ", " };
+            let _ = write!(sql, "{comma}({}, '{letters}', {shard}, {next_offset})", text(topic));
+        }
+        sql.push_str(" on duplicate key update next_offset = greatest(next_offset, values(next_offset))");
+        let mut clerk = self.clerks.lease().await?;
+        run(&mut clerk, &sql).await.map_err(|trouble| trouble.unavailable("storing positions"))?;
+        clerk.give_back();
+        Ok(())
+    }
+
+    async fn insert_seeds(&self, name: &str, payloads: &[Box<RawValue>]) -> Result<u64, SeedError> {
+        let seed = self.seeds.get(name).ok_or_else(|| SeedError::Unknown(name.to_string()))?;
+        let rows = bind_seed(seed, payloads)?;
+        let failed = |trouble: Trouble| trouble.unavailable("seeding");
+        // An error leaves the transaction open; the lease closes the connection then, and all of it is undone.
+        let mut clerk = self.clerks.lease().await?;
+        run(&mut clerk, "start transaction; savepoint batch").await.map_err(failed)?;
+        let mut inserted = 0;
+        for values in &rows {
+            for step in &seed.steps {
+                let failed = |code| SeedError::Failed { place: step.place.clone(), code };
+                let Landed { rows, trouble } = send(&mut clerk, &[rendered(step, values)]).await;
+                match trouble {
+                    None => {}
+                    Some(trouble) if trouble.blame == Blame::Database => {
+                        return Err(trouble.unavailable("seeding").into());
+                    }
+                    Some(trouble) => return Err(failed(trouble.code)),
+                }
+                let changed: u64 = rows.iter().sum();
+                if step.rows != Rows::Any && step.refuses_rows(changed).is_some() {
+                    return Err(failed(format!("{changed} rows")));
+                }
+                inserted += changed;
+            }
+        }
+        run(&mut clerk, "release savepoint batch; commit").await.map_err(failed)?;
+        clerk.give_back();
+        Ok(inserted)
+    }
+}
+
+// ---- the ledger ------------------------------------------------------------------------------------------------------
+
+fn insert_row(row: &LedgerRow) -> String {
+    let optional = |value: &Option<String>| value.as_deref().map_or("null".to_string(), text);
+    format!(
+        "insert into suture_ledger (txid, state, hash, business_key, attempt, live_key, operation, code, duplicate_of)
+         values ({}, {}, {}, {}, {}, {}, {}, {}, {})",
+        text(&row.txid),
+        text(row.state),
+        text(&row.hash),
+        optional(&row.business_key),
+        row.attempt.map_or("null".to_string(), |attempt| attempt.to_string()),
+        optional(&row.live_key),
+        optional(&row.operation),
+        optional(&row.code),
+        optional(&row.duplicate_of),
+    )
+}
+
+async fn rows(connection: &mut Conn, txids: &[Txid], how: &str) -> Result<BTreeMap<Txid, StoredRow>, Trouble> {
+    if txids.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let txids: Vec<String> = txids.iter().map(|txid| format!("'{txid}'")).collect();
+    let sql = format!(
+        "select txid, state, hash, operation, code, duplicate_of from suture_ledger where txid in ({}){how}",
+        txids.join(", ")
+    );
+    let read = |row: &Row| {
+        let stored = StoredRow {
+            state: column(row, 1)?,
+            hash: column(row, 2)?,
+            operation: column(row, 3),
+            code: column(row, 4),
+            duplicate_of: column(row, 5),
+        };
+        Some((column::<String>(row, 0)?.parse().ok()?, stored))
+    };
+    let broken = || Trouble { blame: Blame::Database, code: "a ledger row cannot be read".to_string() };
+    query(connection, &sql).await?.iter().map(|row| read(row).ok_or_else(broken)).collect()
+}
+
+async fn rows_of_keys(connection: &mut Conn, keys: &[&str]) -> Result<Vec<StoredKeyRow>, Trouble> {
+    let keys: Vec<String> = keys.iter().map(|key| text(key)).collect();
+    let sql = format!(
+        "select business_key, txid, state, hash, attempt from suture_ledger where business_key in ({})",
+        keys.join(", ")
+    );
+    let read = |row: &Row| {
+        Some(StoredKeyRow {
+            business_key: column(row, 0)?,
+            txid: column(row, 1)?,
+            state: column(row, 2)?,
+            hash: column(row, 3)?,
+            attempt: column(row, 4)?,
+        })
+    };
+    let broken = || Trouble { blame: Blame::Database, code: "a ledger row cannot be read".to_string() };
+    query(connection, &sql).await?.iter().map(|row| read(row).ok_or_else(broken)).collect()
+}
+
+/// A column's value; `None` for NULL and for what is of another kind.
+fn column<T: mysql_async::prelude::FromValue>(row: &Row, index: usize) -> Option<T> {
+    row.get_opt::<Option<T>, _>(index)?.ok()?
+}
+
+fn unreadable(doing: &'static str) -> Unavailable {
+    Unavailable::new(doing, "a row cannot be read")
+}
+
+// ---- opening ---------------------------------------------------------------------------------------------------------
+
+async fn check_needs(clerk: &mut Conn, settings: &ServerSettings, opening: &Opening) -> Result<(), OpenError> {
+    let need = |setting, value: String, remedy: String| Err(OpenError::Need { setting, value, remedy });
+    let failed = |trouble: Trouble| OpenError::from(trouble.unavailable("reading settings"));
+    let version = clerk.server_version();
+    let is_mariadb = is_mariadb(clerk).await.map_err(failed)?;
+    let (oldest, name) = if is_mariadb { (OLDEST_MARIADB, "MariaDB") } else { (OLDEST_MYSQL, "MySQL") };
+    if version < oldest {
+        let (major, minor, patch) = version;
+        let remedy = format!("use {name} {}.{}.{} or later, a current minor", oldest.0, oldest.1, oldest.2);
+        return need("version", format!("{major}.{minor}.{patch}"), remedy);
+    }
+    let settings_of = "select lower(variable_name), variable_value from information_schema.global_variables";
+    let sql = if is_mariadb {
+        settings_of
+    } else {
+        "select lower(variable_name), variable_value from performance_schema.global_variables"
+    };
+    let found = query(clerk, sql).await.map_err(failed)?;
+    let found: HashMap<String, String> =
+        found.iter().filter_map(|row| Some((column(row, 0)?, column(row, 1)?))).collect();
+    let value = |name: &str| found.get(name).cloned().unwrap_or_default();
+    let has_binlog = value("log_bin") == "ON";
+    let wanted: [(&'static str, bool, &str, &str); 6] = [
+        ("innodb_flush_log_at_trx_commit", true, "1", "a vote must survive a power loss"),
+        ("sync_binlog", has_binlog, "1", "with a binary log, or turn that off: else both disagree after a power loss"),
+        ("read_only", true, "OFF", "and connect to the primary"),
+        ("wsrep_on", is_mariadb, "OFF", "Galera cannot prepare transactions"),
+        ("xa_detach_on_prepare", !is_mariadb, "ON", "a branch must outlive its session"),
+        ("innodb_doublewrite", true, "ON", "a page that is torn by a power loss takes branches with it"),
+    ];
+    for (setting, matters, must, why) in wanted {
+        let is = value(setting);
+        // A server that has no such setting has no such danger.
+        if matters && !is.is_empty() && is != must && !(setting == "innodb_doublewrite" && is == "DETECT_AND_RECOVER") {
+            return need(setting, is, format!("set it to {must}: {why}"));
+        }
+    }
+    if has_binlog && value("binlog_format") == "STATEMENT" {
+        let remedy = "set it to MIXED or ROW: statements of READ COMMITTED cannot be logged as such".to_string();
+        return need("binlog_format", "STATEMENT".to_string(), remedy);
+    }
+    let most = value("max_connections").parse::<usize>().unwrap_or(0);
+    let wanted = settings.cap + settings.connections + settings.decision_connections + 1;
+    if opening.mode == Mode::Xa && most < wanted {
+        let remedy = format!("set it to {wanted} or more (each branch in doubt keeps one), or lower database.cap");
+        return need("max_connections", most.to_string(), remedy);
+    }
+    if opening.mode == Mode::Xa
+        && let Err(trouble) = query(clerk, "xa recover").await
+    {
+        let remedy = "grant XA_RECOVER_ADMIN to the participant's account: its own branches must be seen".to_string();
+        return need("XA RECOVER", format!("refused ({})", trouble.code), remedy);
+    }
+    Ok(())
+}
+
+async fn is_mariadb(connection: &mut Conn) -> Result<bool, Trouble> {
+    let version = query(connection, "select version()").await?;
+    Ok(version.first().and_then(|row| column::<String>(row, 0)).is_some_and(|version| version.contains("MariaDB")))
+}
+
+/// What another engine holds would survive a rollback.
+async fn check_engines(clerk: &mut Conn) -> Result<(), OpenError> {
+    let sql = "select min(table_name), count(*) from information_schema.tables
+               where table_schema = database() and table_type = 'BASE TABLE' and engine <> 'InnoDB'";
+    let found = query(clerk, sql).await.map_err(|trouble| trouble.unavailable("reading settings"))?;
+    match found.first().and_then(|row| column::<String>(row, 0)) {
+        None => Ok(()),
+        Some(table) => Err(OpenError::Need {
+            setting: "the engine of a table",
+            value: format!("another one than InnoDB ({table})"),
+            remedy: format!("alter table {table} engine = InnoDB: other engines ignore a rollback"),
+        }),
+    }
+}
+
+/// Creates the tables where they are missing, checks the marks, and answers the ledger's name.
+async fn prepare_ledger(clerk: &mut Conn, opening: &Opening) -> Result<String, OpenError> {
+    let failed = |trouble: Trouble| OpenError::from(trouble.unavailable("creating the ledger"));
+    let there = "select table_name from information_schema.tables where table_schema = database()";
+    let there = query(clerk, there).await.map_err(failed)?;
+    let there: Vec<String> = there.iter().filter_map(|row| column(row, 0)).collect();
+    for (name, columns) in LEDGER_TABLES {
+        if !there.iter().any(|table| table == name) {
+            let create = format!("create table if not exists {name} ({columns}) engine = InnoDB");
+            run(clerk, &create).await.map_err(failed)?;
+        }
+    }
+    let insert = |name: &str, value: &str| {
+        format!("insert into suture_meta values ('{name}', {value}) on duplicate key update value = suture_meta.value")
+    };
+    let ledger_id = insert(LEDGER_ID, "left(sha2(concat(uuid(), rand()), 256), 16)");
+    run(clerk, &ledger_id).await.map_err(failed)?;
+    let rows = query(clerk, "select name, value from suture_meta").await.map_err(failed)?;
+    let found: BTreeMap<String, String> =
+        rows.iter().filter_map(|row| Some((column(row, 0)?, column(row, 1)?))).collect();
+    for (name, value) in check_marks(&found, opening)? {
+        run(clerk, &insert(name, &text(&value))).await.map_err(failed)?;
+    }
+    found.get(LEDGER_ID).cloned().ok_or_else(|| unreadable("creating the ledger").into())
+}
+
+// ---- connections -----------------------------------------------------------------------------------------------------
+
+/// Opens connections with one way to wait for locks.
+struct Dialer {
+    opts: Opts,
+    session: String,
+    /// Answers 1 if the session is as it must be.
+    read_back: String,
+}
+
+type Pool = crate::pool::Pool<Dialer>;
+type Lease<'a> = crate::pool::Lease<'a, Dialer>;
+
+impl Dialer {
+    fn new(settings: &ServerSettings, lock_timeout: Duration) -> Result<Self, Unavailable> {
+        let opts = Opts::from_url(&settings.url);
+        let opts = opts.map_err(|_| Unavailable::new("connecting", "the URL cannot be read"))?;
+        // Rows that a statement has met, not only those that it has changed: as it is counted everywhere else.
+        let opts = OptsBuilder::from_opts(opts).client_found_rows(true).prefer_socket(false).stmt_cache_size(0);
+        // Written out, so that no default of the server counts. What stands in the comment is for MariaDB alone.
+        let session = format!(
+            "set names utf8mb4; set session sql_mode = '{SQL_MODE}', time_zone = '+00:00', autocommit = 1,
+             foreign_key_checks = 1, unique_checks = 1, completion_type = 0, lock_wait_timeout = {wait},
+             innodb_lock_wait_timeout = {locks} /*M!100500 , max_statement_time = {time}, idle_transaction_timeout = {idle} */;
+             set session transaction isolation level read committed",
+            wait = settings.statement_timeout.max(lock_timeout).as_secs().max(1),
+            locks = lock_timeout.as_secs().max(1),
+            time = settings.statement_timeout.max(lock_timeout).as_secs_f64(),
+            idle = IDLE_TIMEOUT.as_secs(),
+        );
+        let read_back = format!(
+            "select @@sql_mode like '%STRICT_ALL_TABLES%' and @@sql_mode like '%NO_BACKSLASH_ESCAPES%'
+                and @@autocommit = 1 and @@innodb_lock_wait_timeout = {}",
+            lock_timeout.as_secs().max(1)
+        );
+        Ok(Self { opts: opts.into(), session, read_back })
+    }
+}
+
+impl Dial for Dialer {
+    type Connection = Conn;
+
+    async fn dial(&self) -> Result<Conn, Unavailable> {
+        let dialled = within(Duration::from_secs(5), "connecting", async {
+            Conn::new(self.opts.clone()).await.map_err(|error| trouble_at(&error, "connecting"))
+        });
+        let mut connection = dialled.await?;
+        let failed = |trouble: Trouble| trouble.unavailable("connecting");
+        run(&mut connection, &self.session).await.map_err(failed)?;
+        let read_back = query(&mut connection, &self.read_back).await.map_err(failed)?;
+        match read_back.first().and_then(|row| column(row, 0)) {
+            Some(1) => Ok(connection),
+            _ => Err(Unavailable::new("connecting", "session settings are not taken")),
+        }
+    }
+
+    /// The driver does not know; the next question tells.
+    fn is_closed(_: &Conn) -> bool {
+        false
+    }
+}
+
+/// How far a script came.
+struct Landed {
+    /// How many rows each statement read or met.
+    rows: Vec<u64>,
+    /// Why the one behind them failed.
+    trouble: Option<Trouble>,
+}
+
+/// Sends statements in one round trip, up to the first that fails. Between them stands one that cannot fail, so that an
+/// error while rows are read is told from an error of the statement that comes next.
+async fn send(connection: &mut Conn, script: &[String]) -> Landed {
+    let mut rows = Vec::with_capacity(script.len());
+    let mut result = match connection.query_iter(script.join("; do 0; ")).await {
+        Ok(result) => result,
+        Err(error) => return Landed { rows, trouble: Some(trouble(&error)) },
+    };
+    for index in 0.. {
+        let is_statement = index % 2 == 0;
+        let mut count = if result.columns_ref().is_empty() { result.affected_rows() } else { 0 };
+        loop {
+            match result.next().await {
+                Ok(Some(_)) => count += 1,
+                Ok(None) => break,
+                // In a statement without rows it is that of the one behind it, which is a `do 0`.
+                Err(error) => return Landed { rows, trouble: Some(trouble(&error)) },
+            }
+        }
+        if is_statement {
+            rows.push(count);
+        }
+        if rows.len() == script.len() {
+            break;
+        }
+    }
+    Landed { rows, trouble: None }
+}
+
+/// Runs statements whose answers do not matter.
+async fn run(connection: &mut Conn, script: &str) -> Result<(), Trouble> {
+    let ran = async { connection.query_iter(script).await?.drop_result().await };
+    ran.await.map_err(|error| trouble(&error))
+}
+
+/// The rows of one statement.
+async fn query(connection: &mut Conn, sql: &str) -> Result<Vec<Row>, Trouble> {
+    connection.query(sql).await.map_err(|error| trouble(&error))
+}
+
+// ---- errors and values -----------------------------------------------------------------------------------------------
+
+fn trouble(error: &Error) -> Trouble {
+    let Error::Server(error) = error else {
+        return Trouble { blame: Blame::Database, code: "connection".to_string() };
+    };
+    let blame = match error.code {
+        1062 | 1586 => Blame::Unique,
+        3819 | 4025 => Blame::Check,
+        // Lock timeout, deadlock, record changed, a branch that was rolled back or timed out or is in a deadlock,
+        // statement interrupted or timed out.
+        1205 | 1213 | 1020 | 1317 | 1402 | 1613 | 1614 | 1969 | 3024 => Blame::Busy,
+        // Memory, disk, connections, shutdown, rights to connect, read-only, the engine, a commit that failed.
+        1021
+        | 1026
+        | 1030
+        | 1037
+        | 1038
+        | 1040..=1045
+        | 1053
+        | 1077..=1080
+        | 1114
+        | 1129
+        | 1130
+        | 1152..=1161
+        | 1180..=1184
+        | 1203
+        | 1290
+        | 1836
+        | 1927
+        | 3100
+        | 3169
+        | 4031 => Blame::Database,
+        _ => Blame::Statement,
+    };
+    Trouble { blame, code: error.code.to_string() }
+}
+
+fn trouble_at(error: &Error, doing: &'static str) -> Unavailable {
+    trouble(error).unavailable(doing)
+}
+
+/// A step with its values in the place of the placeholders.
+fn rendered(step: &operations::Step, values: &Values) -> String {
+    let mut sql = String::with_capacity(step.sql.len() + 64);
+    let mut from = 0;
+    for (mark, value) in step.marks.iter().zip(step.values(values)) {
+        sql.push_str(&step.sql[from..*mark]);
+        sql.push_str(&literal(value));
+        from = mark + 1;
+    }
+    sql.push_str(&step.sql[from..]);
+    sql
+}
+
+fn literal(value: &Value) -> String {
+    match value {
+        Value::Null => "null".to_string(),
+        Value::Text(value) => text(value),
+        // A sign must not meet one that stands before it: two of them begin a comment.
+        Value::Integer(number) => format!("({number})"),
+        Value::Decimal(decimal) => format!("({decimal})"),
+        Value::Timestamp(at) => {
+            let at = at.to_offset(time::UtcOffset::UTC);
+            let (date, (hour, minute, second, micro)) = (at.date(), at.time().as_hms_micro());
+            format!("timestamp'{} {hour:02}:{minute:02}:{second:02}.{micro:06}'", day(date))
+        }
+        Value::Date(date) => format!("date'{}'", day(*date)),
+        Value::Boolean(true) => "true".to_string(),
+        Value::Boolean(false) => "false".to_string(),
+    }
+}
+
+fn day(date: time::Date) -> String {
+    format!("{:04}-{:02}-{:02}", date.year(), u8::from(date.month()), date.day())
+}
+
+/// Text as hexadecimal digits.
+fn text(text: &str) -> String {
+    let mut sql = String::with_capacity(2 * text.len() + 12);
+    sql.push_str("_utf8mb4 x'");
+    for byte in text.bytes() {
+        let _ = write!(sql, "{byte:02x}");
+    }
+    sql.push('\'');
+    sql
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_leaves_its_literal() {
+        assert_eq!(text("'; drop --"), "_utf8mb4 x'273b2064726f70202d2d'");
+        assert_eq!(literal(&Value::Integer(-5)), "(-5)");
+        assert_eq!(literal(&Value::Decimal("-1.50".parse().unwrap())), "(-1.50)");
+        let at = time::macros::datetime!(2020-02-29 01:02:03.004005 +01:00);
+        assert_eq!(literal(&Value::Timestamp(at)), "timestamp'2020-02-29 00:02:03.004005'");
+        assert_eq!(literal(&Value::Date(time::macros::date!(0990 - 01 - 02))), "date'0990-01-02'");
+    }
+
+    #[test]
+    fn an_xid_has_two_parts() {
+        let gid: Gid = "k3f9q-3-1042/suture/insurer/0123456789abcdef".parse().unwrap();
+        assert_eq!(xid(&gid), format!("'k3f9q-3-1042','suture/insurer/0123456789abcdef',{FORMAT_ID}"));
+    }
+}
