@@ -188,3 +188,12 @@ pub(crate) fn bind_seed(seed: &Seed, payloads: &[Box<RawValue>]) -> Result<Vec<V
     });
     bound.collect()
 }
+
+/// Every statement of the configuration.
+pub(crate) fn all_steps<'a>(
+    operations: &'a BTreeMap<String, Operation>,
+    seeds: &'a BTreeMap<String, Seed>,
+) -> Vec<&'a operations::Step> {
+    let of_operations = operations.values().flat_map(|o| o.prepare.iter().chain(&o.confirm).chain(&o.cancel));
+    of_operations.chain(seeds.values().flat_map(|seed| &seed.steps)).collect()
+}

@@ -47,7 +47,7 @@ use tokio::time::sleep;
 
 use crate::config::ServerSettings;
 use crate::flights::{InFlight, in_order};
-use crate::ledger::{LEDGER_ID, LedgerRow, StoredKeyRow, StoredRow, bind_seed, check_marks};
+use crate::ledger::{LEDGER_ID, LedgerRow, StoredKeyRow, StoredRow, all_steps, bind_seed, check_marks};
 use crate::pool::Dial;
 use crate::reserve::{self, Failed, Session, Work, first_failed};
 use crate::resource::{
@@ -146,8 +146,7 @@ impl MariadbResource {
             ran.map_err(|trouble| OpenError::Schema { code: trouble.code })?;
         }
         check_engines(&mut clerk).await?;
-        let steps = operations.values().flat_map(|o| o.prepare.iter().chain(&o.confirm).chain(&o.cancel));
-        for step in steps.chain(seeds.values().flat_map(|seed| &seed.steps)) {
+        for step in all_steps(&operations, &seeds) {
             let prepared = clerk.prep(step.sql.as_str()).await.map_err(|error| trouble(&error));
             let statement = prepared.map_err(|trouble| match trouble.blame {
                 Blame::Database => OpenError::from(trouble.unavailable("checking statements")),
@@ -173,7 +172,7 @@ impl MariadbResource {
     async fn limit<T>(
         &self,
         doing: &'static str,
-        work: impl Future<Output = Result<T, Unavailable>>,
+        work: impl Future<Output = Result<T, Unavailable>> + Send,
     ) -> Result<T, Unavailable> {
         within(self.settings.patience(), doing, work).await
     }

@@ -39,7 +39,7 @@ use tokio_postgres::{AsyncMessage, Client, Error, NoTls, SimpleQueryMessage, Sta
 
 use crate::config::ServerSettings;
 use crate::flights::{InFlight, in_order};
-use crate::ledger::{LEDGER_ID, LedgerRow, StoredKeyRow, StoredRow, bind_seed, check_marks};
+use crate::ledger::{LEDGER_ID, LedgerRow, StoredKeyRow, StoredRow, all_steps, bind_seed, check_marks};
 use crate::pool::Dial;
 use crate::reserve::{self, Failed, Session, Work, first_failed};
 use crate::resource::{
@@ -135,8 +135,7 @@ impl PostgresResource {
             let failed = |error: Error| OpenError::Schema { code: sqlstate(&error) };
             clerk.client.batch_execute(&schema).await.map_err(failed)?;
         }
-        let steps = operations.values().flat_map(|o| o.prepare.iter().chain(&o.confirm).chain(&o.cancel));
-        for step in steps.chain(seeds.values().flat_map(|seed| &seed.steps)) {
+        for step in all_steps(&operations, &seeds) {
             clerk.statement_of(step).await.map_err(|error| match blame(&error) {
                 Blame::Database => OpenError::from(unavailable("checking statements", &error)),
                 _ => OpenError::Statement { place: step.place.clone(), code: sqlstate(&error) },
@@ -149,7 +148,7 @@ impl PostgresResource {
     async fn limit<T>(
         &self,
         doing: &'static str,
-        work: impl Future<Output = Result<T, Unavailable>>,
+        work: impl Future<Output = Result<T, Unavailable>> + Send,
     ) -> Result<T, Unavailable> {
         within(self.settings.patience(), doing, work).await
     }

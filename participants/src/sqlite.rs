@@ -28,7 +28,7 @@ use suture_participants_core::values::Value;
 use tokio::sync::oneshot;
 
 use crate::config::SqliteSettings;
-use crate::ledger::{LEDGER_ID, StoredKeyRow, StoredRow, bind_seed, check_marks};
+use crate::ledger::{LEDGER_ID, StoredKeyRow, StoredRow, all_steps, bind_seed, check_marks};
 use crate::reserve::{self, Ran, Session, Work};
 use crate::resource::{
     Batching, Decided, InDoubt, OpenError, Opening, Position, Prepared, Resource, SeedError, Unavailable,
@@ -186,8 +186,7 @@ impl Ledger {
             }
         }
         let Opening { operations, seeds, .. } = opening;
-        let steps = operations.values().flat_map(|o| o.prepare.iter().chain(&o.confirm).chain(&o.cancel));
-        for step in steps.chain(seeds.values().flat_map(|seed| &seed.steps)) {
+        for step in all_steps(&operations, &seeds) {
             connection
                 .prepare(&step.sql)
                 .map_err(|error| OpenError::Statement { place: step.place.clone(), code: number(&error) })?;

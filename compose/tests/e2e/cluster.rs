@@ -16,11 +16,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Each test starts five processes and kills servers: one at a time.
 static TURN: Mutex<()> = Mutex::new(());
 
-/// Three brokers and PostgreSQL, ours for as long as the value lives. Whatever a test killed runs again afterwards.
+/// Three brokers, PostgreSQL and MariaDB, ours for as long as the value lives. Whatever a test killed runs again afterwards.
 pub struct Cluster {
     /// Addresses of the brokers.
     pub bootstrap: String,
     postgres: String,
+    mariadb: String,
     folder: String,
     killed: Mutex<BTreeSet<Server>>,
     _turn: MutexGuard<'static, ()>,
@@ -30,6 +31,7 @@ pub struct Cluster {
 enum Server {
     Broker(u8),
     Postgres,
+    Mariadb,
 }
 
 impl Cluster {
@@ -39,6 +41,7 @@ impl Cluster {
         Self {
             bootstrap: server("SUTURE_TEST_BOOTSTRAP"),
             postgres: server("SUTURE_TEST_POSTGRES"),
+            mariadb: server("SUTURE_TEST_MARIADB"),
             folder: server("SUTURE_TEST_SERVERS"),
             killed: Mutex::default(),
             _turn: turn,
@@ -54,6 +57,11 @@ impl Cluster {
     /// The URL of the server's own database.
     pub fn postgres_admin(&self) -> &str {
         &self.postgres
+    }
+
+    /// The URL of one of MariaDB's databases; empty: of the server.
+    pub fn mariadb(&self, database: &str) -> String {
+        format!("{}/{database}", self.mariadb.trim_end_matches('/'))
     }
 
     /// kill -9 of broker 1, 2 or 3; returns when it is gone.
@@ -78,6 +86,18 @@ impl Cluster {
     pub fn start_postgres(&self) {
         self.servers(&["start-postgres", &self.folder]);
         self.killed.lock().unwrap().remove(&Server::Postgres);
+    }
+
+    /// kill -9 of MariaDB.
+    pub fn kill_mariadb(&self) {
+        self.killed.lock().unwrap().insert(Server::Mariadb);
+        self.servers(&["kill-mariadb", &self.folder]);
+    }
+
+    /// Starts MariaDB on its old data; returns when it serves.
+    pub fn start_mariadb(&self) {
+        self.servers(&["start-mariadb", &self.folder]);
+        self.killed.lock().unwrap().remove(&Server::Mariadb);
     }
 
     /// What one of Kafka's own tools prints, for example `ConsumerGroupCommand`.
@@ -107,6 +127,7 @@ impl Drop for Cluster {
             match server {
                 Server::Broker(number) => command.args(["start-broker", &self.folder, &number.to_string()]),
                 Server::Postgres => command.args(["start-postgres", &self.folder]),
+                Server::Mariadb => command.args(["start-mariadb", &self.folder]),
             };
             // Only after a test that failed between kill and start; the next test tells if this did not help.
             let _ = command.output();
@@ -142,6 +163,8 @@ fn text_of(output: &Output, program: &str, arguments: &[&str]) -> String {
 
 fn server(variable: &str) -> String {
     std::env::var(variable).unwrap_or_else(|_| {
-        panic!("{variable} is not set: run the tests with compose/test, which starts real Kafka and PostgreSQL")
+        panic!(
+            "{variable} is not set: run the tests with compose/test, which starts real Kafka, PostgreSQL and MariaDB"
+        )
     })
 }

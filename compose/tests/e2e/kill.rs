@@ -44,12 +44,15 @@ const SESSION_TIMEOUT_MS: u32 = 2_000;
 
 #[test]
 fn kills_change_nothing_in_the_end() {
-    let seed = std::env::var(SEED_VARIABLE).map_or(SEED, |seed| seed.parse().expect("a number"));
-    eprintln!("{SEED_VARIABLE}={seed}");
+    let random = Random::seeded();
     let surgeries = undisturbed::surgeries();
     let undisturbed = undisturbed::rows();
-    let world = World::start(&Options { session_timeout_ms: SESSION_TIMEOUT_MS, deadline_ms: DEADLINE_MS });
-    let mut siege = Siege::begin(&world, Random(seed), surgeries.clone());
+    let world = World::start(&Options {
+        session_timeout_ms: SESSION_TIMEOUT_MS,
+        deadline_ms: DEADLINE_MS,
+        ..Options::default()
+    });
+    let mut siege = Siege::begin(&world, random, surgeries.clone());
     let plan = siege.random.plan();
     for (done, victim) in plan.iter().enumerate() {
         siege.kill_while_open(*victim, plan.len() - done);
@@ -298,9 +301,16 @@ pub fn patient(sample: &Sample) -> String {
 }
 
 /// SplitMix64: everything that is left to chance comes from one seed.
-struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
+    /// The seed that the environment gives, or the usual one. Printed.
+    pub fn seeded() -> Self {
+        let seed = std::env::var(SEED_VARIABLE).map_or(SEED, |seed| seed.parse().expect("a number"));
+        eprintln!("{SEED_VARIABLE}={seed}");
+        Self(seed)
+    }
+
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
@@ -309,7 +319,8 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    fn below(&mut self, bound: usize) -> usize {
+    /// A number from 0 on, below the bound.
+    pub fn below(&mut self, bound: usize) -> usize {
         usize::try_from(self.next() % bound as u64).expect("below a usize")
     }
 

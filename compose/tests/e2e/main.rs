@@ -1,4 +1,4 @@
-//! End to end, on three real brokers and PostgreSQL, with the services as real processes. `compose/test` starts the
+//! End to end, on three real brokers, PostgreSQL and MariaDB, with the services as real processes. `compose/test` starts the
 //! servers; where they are missing these tests fail.
 //!
 //! ```text
@@ -27,6 +27,7 @@ mod world;
 
 mod absent;
 mod broken;
+mod database_kill;
 mod kill;
 mod operator;
 mod postgres_kill;

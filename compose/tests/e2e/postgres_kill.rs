@@ -14,7 +14,7 @@ use crate::logs::Story;
 use crate::oracle::{self, Expected};
 use crate::process::Process;
 use crate::rows::prepared;
-use crate::world::{Options, World};
+use crate::world::{Insurer, Options, World};
 
 /// Cases in each round.
 const CASES: usize = 4;
@@ -28,7 +28,7 @@ const IN_POSTGRES: [&str; 2] = ["hospital", "insurer"];
 #[test]
 fn branches_prepared_before_postgresql_was_killed_are_committed_as_decided() {
     let (all, rounds) = two_rounds(|case| case.must_commit());
-    let world = World::start(&Options { deadline_ms: DEADLINE_MS, ..Options::default() });
+    let world = World::start(&Options { deadline_ms: DEADLINE_MS, insurer: Insurer::Postgres, ..Options::default() });
     let (mut crew, mut feed) = (Crew::start(&world), world.feed());
 
     // Decided while PostgreSQL is away.
@@ -68,7 +68,7 @@ fn branches_prepared_before_postgresql_was_killed_are_rolled_back_as_decided() {
         // In the second round the surgeon-log refuses, and nobody else.
         case.must_commit() || case.noes.keys().eq(&["surgeon-log"])
     });
-    let world = World::start(&Options { deadline_ms: DEADLINE_MS, ..Options::default() });
+    let world = World::start(&Options { deadline_ms: DEADLINE_MS, insurer: Insurer::Postgres, ..Options::default() });
     let (mut crew, mut feed) = (Crew::start(&world), world.feed());
     let before = world.rows().without_txids();
 

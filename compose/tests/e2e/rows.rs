@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use mysql_async::prelude::Queryable;
+use mysql_async::{Conn, Opts};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags};
 use serde_json::{Map, Value};
@@ -13,6 +15,8 @@ use tokio_postgres::NoTls;
 pub enum Database {
     /// The URL.
     Postgres(String),
+    /// The URL.
+    Mariadb(String),
     /// The file.
     Sqlite(std::path::PathBuf),
 }
@@ -112,6 +116,7 @@ impl Contents {
         let mut contents = Self::default();
         let tables = match database {
             Database::Postgres(url) => postgres_tables(url),
+            Database::Mariadb(url) => mariadb_tables(url),
             Database::Sqlite(file) => sqlite_tables(file),
         };
         for (table, rows) in tables {
@@ -182,6 +187,36 @@ fn postgres_tables(url: &str) -> BTreeMap<String, Vec<Value>> {
         rows.iter().map(|row| serde_json::from_str(row).unwrap()).collect()
     };
     tables.iter().map(|table| (table.clone(), rows(table))).collect()
+}
+
+/// Runs statements on MariaDB.
+pub fn execute_on_mariadb(url: &str, sql: &str) {
+    on_mariadb(url, async |connection| connection.query_drop(sql).await);
+}
+
+fn on_mariadb<T>(url: &str, ask: impl AsyncFnOnce(&mut Conn) -> Result<T, mysql_async::Error>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let answer = runtime.block_on(async {
+        let mut connection = Conn::new(Opts::from_url(url).unwrap()).await?;
+        let answer = ask(&mut connection).await?;
+        connection.disconnect().await?;
+        Ok::<T, mysql_async::Error>(answer)
+    });
+    answer.unwrap_or_else(|error| panic!("{error:?}"))
+}
+
+fn mariadb_tables(url: &str) -> BTreeMap<String, Vec<Value>> {
+    on_mariadb(url, async |connection| {
+        let columns = "select table_name, group_concat(concat(quote(column_name), ', ', column_name) separator ', ')
+                       from information_schema.columns where table_schema = database() group by table_name";
+        let tables: Vec<(String, String)> = connection.query(columns).await?;
+        let mut found = BTreeMap::new();
+        for (table, columns) in tables {
+            let rows: Vec<String> = connection.query(format!("select json_object({columns}) from {table}")).await?;
+            found.insert(table, rows.iter().map(|row| serde_json::from_str(row).unwrap()).collect());
+        }
+        Ok(found)
+    })
 }
 
 fn sqlite_tables(file: &Path) -> BTreeMap<String, Vec<Value>> {

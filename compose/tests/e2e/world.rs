@@ -35,11 +35,22 @@ pub struct Options {
     pub session_timeout_ms: u32,
     /// How long participants have to vote.
     pub deadline_ms: u64,
+    /// Where the insurer's rows are.
+    pub insurer: Insurer,
+}
+
+/// The insurer's database.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Insurer {
+    /// Mode reserve, as the example has it.
+    Mariadb,
+    /// Mode xa.
+    Postgres,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { session_timeout_ms: 3_000, deadline_ms: 120_000 }
+        Self { session_timeout_ms: 3_000, deadline_ms: 120_000, insurer: Insurer::Mariadb }
     }
 }
 
@@ -84,12 +95,20 @@ impl World {
         let folder = Folder::new(&prefix);
         let mut environment = Vec::new();
         let mut databases = BTreeMap::new();
-        for participant in ["hospital", "insurer"] {
+        for (participant, is_in_postgres) in [("hospital", true), ("insurer", options.insurer == Insurer::Postgres)] {
             let database = format!("t_{letters}_{participant}");
-            rows::execute(cluster.postgres_admin(), &format!("create database {database}")).unwrap();
-            let url = cluster.postgres(&database);
-            environment.push((format!("SUTURE_{}_URL", participant.to_uppercase()), url.clone()));
-            databases.insert(participant.to_string(), Database::Postgres(url));
+            let create = format!("create database {database}");
+            let (url, place) = if is_in_postgres {
+                rows::execute(cluster.postgres_admin(), &create).unwrap();
+                let url = cluster.postgres(&database);
+                (url.clone(), Database::Postgres(url))
+            } else {
+                rows::execute_on_mariadb(&cluster.mariadb(""), &create);
+                let url = cluster.mariadb(&database);
+                (url.clone(), Database::Mariadb(url))
+            };
+            environment.push((format!("SUTURE_{}_URL", participant.to_uppercase()), url));
+            databases.insert(participant.to_string(), place);
         }
         let surgeon_log = folder.path().join("config/participants/surgeon-log.sqlite");
         databases.insert("surgeon-log".to_string(), Database::Sqlite(surgeon_log));
@@ -175,7 +194,7 @@ impl World {
     pub fn postgres(&self, participant: &str) -> &str {
         match &self.databases[participant] {
             Database::Postgres(url) => url,
-            Database::Sqlite(_) => panic!("{participant} has no PostgreSQL"),
+            Database::Mariadb(_) | Database::Sqlite(_) => panic!("{participant} has no PostgreSQL"),
         }
     }
 
@@ -258,10 +277,19 @@ impl Drop for World {
             return;
         }
         for database in self.databases.values() {
-            let Database::Postgres(url) = database else { continue };
-            let (_, name) = url.rsplit_once('/').unwrap();
-            // Processes that are still connected are ended with it; what fails here costs disk and nothing else.
-            let _ = rows::execute(self.cluster.postgres_admin(), &format!("drop database {name} with (force)"));
+            match database {
+                Database::Postgres(url) => {
+                    let (_, name) = url.rsplit_once('/').unwrap();
+                    // Processes that are still connected are ended with it; what fails here costs disk and nothing else.
+                    let drop = format!("drop database {name} with (force)");
+                    let _ = rows::execute(self.cluster.postgres_admin(), &drop);
+                }
+                Database::Mariadb(url) => {
+                    let (_, name) = url.rsplit_once('/').unwrap();
+                    rows::execute_on_mariadb(&self.cluster.mariadb(""), &format!("drop database {name}"));
+                }
+                Database::Sqlite(_) => {}
+            }
         }
     }
 }
@@ -304,6 +332,10 @@ fn configure(folder: &Path, kafka: &KafkaSettings, upstream: &str, options: &Opt
     fs::write(folder.join("config/identity.key"), IDENTITY_KEY).unwrap();
     fs::write(folder.join("config/hash.key"), HASH_KEY).unwrap();
     let (bootstrap, prefix, session_timeout_ms) = (&kafka.bootstrap, &kafka.prefix, kafka.session_timeout_ms);
+    let insurer = match options.insurer {
+        Insurer::Mariadb => "mariadb",
+        Insurer::Postgres => "postgres",
+    };
     let settings = format!(
         r#"
 [kafka]
@@ -321,7 +353,7 @@ rules = "rules.toml"
 [participants]
 hospital = "participants/hospital.postgres.toml"
 surgeon-log = "participants/surgeon-log.sqlite.toml"
-insurer = "participants/insurer.postgres.toml"
+insurer = "participants/insurer.{insurer}.toml"
 "#
     );
     fs::write(config_file(folder), settings).unwrap();
