@@ -91,7 +91,9 @@ fn remedy(error: &OpenError) -> &'static str {
         "28P01" | "28000" => {
             ": the server refuses this user or his password; correct the URL, or the server's pg_hba.conf"
         }
-        "3D000" => ": there is no such database; create it, or correct the URL",
+        "1045" => ": the server refuses this user or his password; correct the URL, or create the account",
+        "3D000" | "1049" => ": there is no such database; create it, or correct the URL",
+        "1044" | "1142" => ": this user lacks a right; grant him all on his database",
         "42501" => ": this user lacks a right; it must own its schema, or be granted usage and create on it",
         "client" => ": the server asks for a password that the URL does not give, or it is no PostgreSQL",
         _ => "",

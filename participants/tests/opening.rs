@@ -110,7 +110,7 @@ fn what_passes_is_told_by_its_code() {
     for code in ["connection", "no answer in time", "08006", "53300", "57P03", "25006", "SQLite 5", "SQLite 517"] {
         assert!(passes(code), "{code}");
     }
-    for code in ["28P01", "28000", "3D000", "42501", "client", "SQLite 14", "SQLite 26"] {
+    for code in ["28P01", "28000", "3D000", "42501", "1045", "1049", "client", "SQLite 14", "SQLite 26"] {
         assert!(!passes(code), "{code}");
     }
 }
