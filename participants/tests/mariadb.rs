@@ -1,10 +1,11 @@
-//! MariaDB on a real server: the shared suite in both modes, and what is MariaDB's own.
+//! MariaDB on a real server: the shared suite in both modes, and what is MariaDB's own. The suite runs on MySQL too.
 //!
 //! Each test has a database of its own, which it creates and drops. The server is named by `SUTURE_TEST_MARIADB`;
 //! `compose/test` starts one and sets it.
 
 mod common;
 
+use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -108,6 +109,7 @@ insert into account (name, balance) values ('a', 1000), ('y', 50), ('z', 50);
 
 /// A fresh database, and how its participant works.
 struct Db {
+    server: String,
     name: String,
     url: String,
     config: &'static str,
@@ -141,10 +143,13 @@ async fn until_answered<T, F: Future<Output = Result<T, Unavailable>>>(mut ask: 
 
 impl Db {
     async fn new(config: &'static str) -> Self {
-        let server = server();
+        Self::on(server(), config).await
+    }
+
+    async fn on(server: String, config: &'static str) -> Self {
         let name = format!("p{}_{}", std::process::id(), DATABASES.fetch_add(1, Ordering::Relaxed));
         execute(&mut connect(&server).await, &format!("create database {name}")).await;
-        let db = Self { url: format!("{}/{name}", server.trim_end_matches('/')), name, config };
+        let db = Self { url: format!("{}/{name}", server.trim_end_matches('/')), name, config, server };
         db.execute(SCHEMA).await;
         db
     }
@@ -157,7 +162,7 @@ impl Db {
     /// Not in `Drop`, which cannot wait. A test that failed leaves its database for whoever looks into it.
     async fn drop_database(self) {
         assert!(self.listed().await.is_empty(), "nothing is left in the list");
-        execute(&mut connect(&server()).await, &format!("drop database {}", self.name)).await;
+        execute(&mut connect(&self.server).await, &format!("drop database {}", self.name)).await;
     }
 
     fn config(&self) -> (ServerSettings, Opening) {
@@ -182,7 +187,7 @@ impl Db {
 
     /// Ends all sessions of this database.
     async fn kill_connections(&self) {
-        let mut server = connect(&server()).await;
+        let mut server = connect(&self.server).await;
         let sql = format!("select id from information_schema.processlist where db = '{}'", self.name);
         let ids: Vec<u64> = server.query(sql).await.unwrap();
         assert!(!ids.is_empty());
@@ -230,6 +235,10 @@ impl Bench for Db {
         let sql = sql.replace("as bigint", "as signed");
         connect(&self.url).await.query_first(sql).await.unwrap().unwrap()
     }
+
+    async fn text(&self, sql: &str) -> String {
+        connect(&self.url).await.query_first(sql).await.unwrap().unwrap()
+    }
 }
 
 #[tokio::test]
@@ -244,6 +253,20 @@ async fn mariadb_conforms_in_mode_reserve() {
     let db = Db::new(RESERVE).await;
     conforms(&db).await;
     db.drop_database().await;
+}
+
+/// The adapter is MariaDB's. Its server cannot be had everywhere: the only one that may be missing.
+#[tokio::test]
+async fn mysql_conforms_in_both_modes() {
+    let Ok(server) = std::env::var("SUTURE_TEST_MYSQL") else {
+        // Past the test's own output, which is shown only when it fails.
+        return std::io::stderr().write_all(b"MySQL: not tested\n").unwrap();
+    };
+    for config in [XA, RESERVE] {
+        let db = Db::on(server.clone(), config).await;
+        conforms(&db).await;
+        db.drop_database().await;
+    }
 }
 
 /// M2: the session that has prepared a branch can do nothing else, and every other one must wait for its end. So must another

@@ -244,6 +244,10 @@ impl Bench for Reserving {
     async fn number(&self, sql: &str) -> i64 {
         self.0.number(sql).await
     }
+
+    async fn text(&self, sql: &str) -> String {
+        self.0.text(sql).await
+    }
 }
 
 impl Bench for Db {
@@ -254,6 +258,10 @@ impl Bench for Db {
     }
 
     async fn number(&self, sql: &str) -> i64 {
+        connect(&self.url).await.query_one(sql, &[]).await.unwrap().get(0)
+    }
+
+    async fn text(&self, sql: &str) -> String {
         connect(&self.url).await.query_one(sql, &[]).await.unwrap().get(0)
     }
 }

@@ -100,6 +100,10 @@ impl Bench for File {
     async fn number(&self, sql: &str) -> i64 {
         self.connection().query_row(sql, [], |row| row.get(0)).unwrap()
     }
+
+    async fn text(&self, sql: &str) -> String {
+        self.connection().query_row(sql, [], |row| row.get(0)).unwrap()
+    }
 }
 
 #[tokio::test]

@@ -19,6 +19,8 @@ pub trait Bench {
     async fn open(&self) -> Self::R;
     /// One number, over a fresh connection.
     async fn number(&self, sql: &str) -> i64;
+    /// One text, over a fresh connection.
+    async fn text(&self, sql: &str) -> String;
 }
 
 pub fn deployment() -> Deployment {
@@ -127,6 +129,7 @@ pub async fn conforms<B: Bench>(bench: &B) {
     an_abort_may_overtake_its_prepare(bench).await;
     what_must_not_happen_stops(bench).await;
     a_batch_holds_anything(bench).await;
+    hostile_values_are_values(bench).await;
     positions_are_kept(bench).await;
     seeds_insert_what_is_missing(bench).await;
     assert_eq!(bench.number(MONEY).await, 1100);
@@ -322,6 +325,40 @@ async fn a_batch_holds_anything<B: Bench>(bench: &B) {
     assert!(bank.abort(aborts).await.unwrap().iter().all(|e| *e == Ok(Effect::Repeated)));
     assert!(bank.prepare(vec![]).await.unwrap().is_empty());
     assert!(bank.commit(vec![]).await.unwrap().is_empty());
+}
+
+/// X1, X2: what a payload holds is stored as it is, or refused with a code.
+async fn hostile_values_are_values<B: Bench>(bench: &B) {
+    let bank = bench.open().await;
+    let ids = [
+        "', 'a', 1); drop table item; --",
+        "\"`$1 :id ? @x #",
+        "back\\slash\\'",
+        "line\nbreak\ttab",
+        "\u{1f600} e\u{301} \u{fffd}",
+        "",
+    ];
+    for (n, id) in (100..).zip(ids) {
+        let payload = serde_json::json!({ "id": id, "account": "a", "amount": 1 }).to_string();
+        let branch = prepare(n, &format!("key-{n}"), 1, &payload);
+        assert_eq!(prepare_one(&bank, &branch).await, yes(), "{id:?}");
+        assert_eq!(commit(&bank, &branch).await, Ok(Effect::Finished));
+        assert_eq!(bench.text(&format!("select id from item where txid = '{}'", branch.txid)).await, id);
+    }
+    let items = bench.number(ITEMS).await;
+    let numbers =
+        ["9223372036854775807", "9223372036854775808", "-9223372036854775808", "1e400", "0.5", "true", "null"];
+    for (n, number) in (110..).zip(numbers) {
+        let branch = prepare(n, &format!("key-{n}"), 1, &format!(r#"{{"id":"n{n}","account":"a","amount":{number}}}"#));
+        let prepared = prepare_one(&bank, &branch).await;
+        let code = code(&prepared);
+        assert!(["unreadable", "statement_failed", "LIMIT"].contains(&code), "{number}: {code}");
+        assert_eq!(abort(&bank, &branch).await, Ok(Effect::Repeated));
+    }
+    let long = "x".repeat(1 << 20);
+    let branch = prepare(120, "key-120", 1, &format!(r#"{{"id":"i120","account":"{long}","amount":1}}"#));
+    assert_eq!(code(&prepare_one(&bank, &branch).await), "NO_ACCOUNT", "there is none of that name");
+    assert_eq!(bench.number(ITEMS).await, items);
 }
 
 async fn positions_are_kept<B: Bench>(bench: &B) {
