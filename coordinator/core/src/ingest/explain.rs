@@ -65,6 +65,7 @@ pub struct ExplainedRequest {
     pub order_key: String,
     pub shard: u16,
     pub shards: u16,
+    pub ordered: bool,
     pub deadline_ms: u64,
     pub hash: String,
     pub branches: Vec<ExplainedBranch>,
@@ -141,6 +142,7 @@ impl ExplainedRequest {
             shard: shard_of(order_key.as_str().as_bytes(), shards).0,
             shards,
             order_key: order_key.to_string(),
+            ordered: request.ordered,
             deadline_ms: request.deadline_ms,
             hash: request.hash.to_string(),
             branches: request
@@ -159,6 +161,9 @@ impl ExplainedRequest {
         writeln!(out, "about: {} of source {}, revision {}", self.key, self.source, self.revision)?;
         writeln!(out, "business key: {}", self.business_key)?;
         writeln!(out, "order key: {}, shard {} of {}", self.order_key, self.shard, self.shards)?;
+        if self.ordered {
+            writeln!(out, "ordered: starts when the transaction before it of this order key is decided")?;
+        }
         writeln!(out, "deadline: {} ms", self.deadline_ms)?;
         writeln!(out, "hash: {}", self.hash)?;
         for branch in &self.branches {

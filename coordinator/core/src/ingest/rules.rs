@@ -15,6 +15,7 @@
 //! ]
 //! key = { source = "hospital", id = ["encounter $.id"], revision = ["encounter $.status"] }
 //! order = { name = "patient", of = ["encounter $.subject.reference"] }    # default: the business key
+//! ordered = true                       # transactions of one order key run one after the other; default: false
 //!
 //! [rule.resources]                     # names for resources
 //! encounter = { type = "Encounter" }                                      # exactly one
@@ -47,7 +48,12 @@
 //!
 //! Beside any of them: `optional = true` (left out if the event has none) or `default = x`.
 //!
-//! Left out: ordered keys, branches that only some events of a rule have, versions of a rule.
+//! **Order.** The order key decides the shard. With `ordered = true` it decides the order too: of the same order key the next
+//! transaction starts when the one before is decided, whatever the decision is. The price is that a slow participant holds up
+//! whatever else there is about that patient, so a rule asks for it where the order matters (a merge before its later
+//! events) and names the order key itself: of one business key there is only one transaction to be ordered.
+//!
+//! Left out: branches that only some events of a rule have, versions of a rule.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -90,6 +96,7 @@ pub(super) struct Rule {
     pub conditions: Vec<Condition>,
     pub key: Key,
     pub order: Option<Order>,
+    pub ordered: bool,
     pub deadline_ms: u64,
     pub resources: Vec<Named>,
     pub branches: Vec<BranchRule>,
@@ -326,8 +333,10 @@ impl RuleFile {
         if self.topics.is_empty() {
             return Err(at.key("topics").error("name at least one upstream topic"));
         }
-        if self.ordered {
-            return Err(at.key("ordered").error("ordered keys are not available yet; leave the key out"));
+        if self.ordered && self.order.is_none() {
+            return Err(at
+                .key("ordered")
+                .error("one after the other of what? Name the order key: order = { name = \"patient\", of = [..] }"));
         }
         let deadline_ms = self.deadline_ms.unwrap_or(DEFAULT_DEADLINE_MS);
         if !(1..=MAX_DEADLINE_MS).contains(&deadline_ms) {
@@ -344,7 +353,17 @@ impl RuleFile {
         refuse_circles(&resources, &at)?;
         let branches = self.branch.into_iter().map(|branch| branch.compile(&at)).collect::<Result<Vec<_>, _>>()?;
         refuse_wrong_counts(&branches, &at)?;
-        Ok(Rule { id: self.id, topics: self.topics, conditions, key, order, deadline_ms, resources, branches })
+        Ok(Rule {
+            id: self.id,
+            topics: self.topics,
+            conditions,
+            key,
+            order,
+            ordered: self.ordered,
+            deadline_ms,
+            resources,
+            branches,
+        })
     }
 }
 
