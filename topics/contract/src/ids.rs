@@ -210,6 +210,11 @@ impl Attempt {
     pub fn number(self) -> u32 {
         self.0
     }
+
+    /// The one after it.
+    pub fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
 }
 
 impl Serialize for Attempt {

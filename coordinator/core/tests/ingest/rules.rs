@@ -136,6 +136,11 @@ fn what_is_wrong_is_said_with_its_key() {
         (change("id = \"r\"", "id = \"r\"\nname = 3"), "the file", "unknown field `name`"),
         (change("id = \"r\"", "id = \"r\"\nordered = true"), "rule r: ordered", "Name the order key"),
         (change("id = \"r\"", "id = \"r\"\ndeadline_ms = 0"), "rule r: deadline_ms", "1 to 3600000"),
+        (
+            change("id = \"r\"", "id = \"r\"\nretry_after_ms = [86400001]"),
+            "rule r: retry_after_ms",
+            "up to 10 numbers from 0 to 86400000",
+        ),
         (change("topics = [\"hospital.surgeries\"]", "topics = []"), "rule r: topics", "at least one"),
         (change("present = true", ""), "rule r: match[0]", "needs one test"),
         (change("present = true", "present = 1"), "rule r: match[0]", "a test is"),
