@@ -48,7 +48,11 @@ fn kills_change_nothing_in_the_end() {
     eprintln!("{SEED_VARIABLE}={seed}");
     let surgeries = undisturbed::surgeries();
     let undisturbed = undisturbed::rows();
-    let world = World::start(&Options { session_timeout_ms: SESSION_TIMEOUT_MS, deadline_ms: DEADLINE_MS });
+    let world = World::start(&Options {
+        session_timeout_ms: SESSION_TIMEOUT_MS,
+        deadline_ms: DEADLINE_MS,
+        ..Options::default()
+    });
     let mut siege = Siege::begin(&world, Random(seed), surgeries.clone());
     let plan = siege.random.plan();
     for (done, victim) in plan.iter().enumerate() {

@@ -34,7 +34,11 @@ const ATTEMPTS: usize = 4;
 fn a_coordinator_that_was_taken_for_dead_decides_the_same() {
     let surgeries = undisturbed::surgeries();
     let undisturbed = undisturbed::rows();
-    let world = World::start(&Options { session_timeout_ms: SESSION_TIMEOUT_MS, deadline_ms: DEADLINE_MS });
+    let world = World::start(&Options {
+        session_timeout_ms: SESSION_TIMEOUT_MS,
+        deadline_ms: DEADLINE_MS,
+        ..Options::default()
+    });
     let mut theatre = Theatre { world: &world, crew: world.crew(), b: None, feed: world.feed(), fed: Vec::new() };
     let mut copies = 0;
     let mut left = surgeries.as_slice();

@@ -16,14 +16,15 @@
 //! | abort with a no that will not pass (`LIMIT`, `cancelled`, `unreadable`) | refused |
 //! | any other abort (`aborted_before`, `conflict`) | repeated: about another request of the same key |
 //!
-//! **What follows**, by what waits of the same key. At most one request a key waits.
+//! **What follows**, by what waits of the same key. At most one request a key waits. "Settled" is remembered for a while of a
+//! key that took effect, of an attempt that was refused, and of one that was asked for again.
 //!
-//! | | nothing waits | an earlier attempt waits | the same attempt waits | a later attempt waits |
-//! |---|---|---|---|---|
-//! | took effect | - | let go | let go | let go |
-//! | may pass | waits | waits instead | - | - |
-//! | refused | - | let go | let go | - |
-//! | repeated | - | let go | - | - |
+//! | | nothing waits | it is settled | an earlier attempt waits | the same attempt waits | a later attempt waits |
+//! |---|---|---|---|---|---|
+//! | took effect | - | - | let go | let go | let go |
+//! | may pass | waits | - | waits instead | - | - |
+//! | refused | - | - | let go | let go | - |
+//! | repeated | - | - | let go | - | - |
 //!
 //! "Waits" if its rule has a time for that attempt ([`Rules::retries_of`]), else it is a person's. So an attempt's number
 //! alone bounds how often it is followed by another one, whoever asks, however often, and whatever the answers are.
@@ -37,7 +38,7 @@
 //!
 //! Left out: aborts for a reason that does not pass by itself. Each is a person's: `suture tx retry`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use suture_contract::ids::{Attempt, BusinessKey, Txid, code};
@@ -47,6 +48,9 @@ use crate::ingest::rules::Rules;
 
 /// Most that waits in a shard. Beyond it the reader rests; some 500 bytes each.
 pub const MAX_WAITING: usize = 10_000;
+
+/// Of how many keys a shard remembers that they are settled.
+const MAX_SETTLED: usize = 4_096;
 
 /// What an outcome says of its business key. See the module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,6 +127,14 @@ pub struct Redrive {
     keys: BTreeMap<BusinessKey, u64>,
     /// The same, by when it is due, but for what is under way.
     deadlines: BTreeSet<(Duration, u64)>,
+    settled: Settled,
+}
+
+/// Up to which attempt nothing is to be asked for, of the last keys of which that is known.
+#[derive(Debug, Default)]
+struct Settled {
+    attempts: BTreeMap<BusinessKey, Attempt>,
+    oldest_first: VecDeque<BusinessKey>,
 }
 
 #[derive(Debug)]
@@ -134,7 +146,14 @@ struct Waiting {
 impl Redrive {
     /// Begins at an offset of a log that ends at `end` now.
     pub fn new(start: u64, end: u64) -> Self {
-        Self { end, next: start, waiting: BTreeMap::new(), keys: BTreeMap::new(), deadlines: BTreeSet::new() }
+        Self {
+            end,
+            next: start,
+            waiting: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
+            settled: Settled::default(),
+        }
     }
 
     /// Takes in the next record; `None`: it is no outcome.
@@ -142,6 +161,11 @@ impl Redrive {
         self.next = self.next.max(offset + 1);
         let Some(outcome) = outcome else { return Heard::Settled };
         let word = Word::of(outcome);
+        match word {
+            Word::TookEffect => self.settled.remember(&outcome.business_key, Attempt::LAST),
+            Word::Refused => self.settled.remember(&outcome.business_key, outcome.attempt),
+            Word::MayPass | Word::Repeated => {}
+        }
         let waiting = self.keys.get(&outcome.business_key).map(|place| (*place, self.waiting[place].ask.attempt));
         if let Some((place, attempt)) = waiting {
             let lets_go = match word {
@@ -154,7 +178,7 @@ impl Redrive {
             }
             self.let_go(place);
         }
-        if word != Word::MayPass {
+        if word != Word::MayPass || self.settled.covers(&outcome.business_key, outcome.attempt) {
             return Heard::Settled;
         }
         let rule = outcome.business_key.as_str().split_once(':').and_then(|(rule, _)| rules.retries_of(rule));
@@ -196,6 +220,7 @@ impl Redrive {
     /// It was asked for, or never can be. Unknown is what was let go meanwhile.
     pub fn done(&mut self, business_key: &BusinessKey, txid: Txid) {
         if let Some(place) = self.place_of(business_key, txid) {
+            self.settled.remember(business_key, self.waiting[&place].ask.attempt);
             self.let_go(place);
         }
     }
@@ -240,6 +265,25 @@ impl Redrive {
             self.keys.remove(&ask.business_key);
             self.deadlines.remove(&(due, place));
         }
+    }
+}
+
+impl Settled {
+    fn remember(&mut self, key: &BusinessKey, attempt: Attempt) {
+        let known = self.attempts.entry(key.clone()).or_insert_with(|| {
+            self.oldest_first.push_back(key.clone());
+            attempt
+        });
+        *known = attempt.max(*known);
+        if self.attempts.len() > MAX_SETTLED
+            && let Some(oldest) = self.oldest_first.pop_front()
+        {
+            self.attempts.remove(&oldest);
+        }
+    }
+
+    fn covers(&self, key: &BusinessKey, attempt: Attempt) -> bool {
+        self.attempts.get(key).is_some_and(|settled| attempt <= *settled)
     }
 }
 

@@ -112,15 +112,32 @@ fn every_pair_does_what_the_table_says() {
         .map(|line| line.trim_end_matches('|').split('|').map(str::trim).collect::<Vec<_>>())
         .skip_while(|row| row.get(1) != Some(&"nothing waits"))
         .collect();
-    assert_eq!(rows[0][2..], ["an earlier attempt waits", "the same attempt waits", "a later attempt waits"]);
+    let columns = ["it is settled", "an earlier attempt waits", "the same attempt waits", "a later attempt waits"];
+    assert_eq!(rows[0][2..], columns);
     let words = [("took effect", "commit"), ("may pass", "busy"), ("refused", "LIMIT"), ("repeated", "aborted_before")];
     let rows = &rows[2..];
     assert_eq!(rows.iter().map(|row| row[0]).collect::<Vec<_>>(), words.map(|(name, _)| name));
     // The outcome is of attempt 2; what waits is of attempt 1, 2 or 3.
     let rules = rules_with("retry_after_ms = [10, 10, 10, 10]");
     for (row, (name, noes)) in rows.iter().zip(words) {
-        for (cell, waits) in row[1..].iter().zip([None, Some(1), Some(2), Some(3)]) {
+        let before = [
+            (None, ""),
+            (None, "commit"),
+            (None, "LIMIT"),
+            (None, "asked"),
+            (Some(1), ""),
+            (Some(2), ""),
+            (Some(3), ""),
+        ];
+        let cells = [row[1], row[2], row[2], row[2], row[3], row[4], row[5]];
+        for (cell, (waits, settled)) in cells.iter().zip(before) {
             let mut redrive = Redrive::new(0, 0);
+            if settled == "asked" {
+                redrive.hear(&rules, 0, Some(&outcome(99, KEY, 2, "busy")), Duration::ZERO);
+                redrive.done(&KEY.parse().unwrap(), txid(99));
+            } else if !settled.is_empty() {
+                redrive.hear(&rules, 0, Some(&outcome(99, KEY, 2, settled)), Duration::ZERO);
+            }
             if let Some(attempt) = waits {
                 redrive.hear(&rules, 0, Some(&outcome(100, KEY, attempt, "expired")), Duration::ZERO);
             }
@@ -134,7 +151,7 @@ fn every_pair_does_what_the_table_says() {
                 other => panic!("the table says {other:?}"),
             };
             let asked: Vec<Txid> = asked.into_iter().map(|(txid, ..)| txid).collect();
-            assert_eq!((heard, asked.first().copied()), expected, "{name}, {waits:?} waits");
+            assert_eq!((heard, asked.first().copied()), expected, "{name}, {waits:?} waits, {settled:?}");
             assert!(asked.len() <= 1);
         }
     }
@@ -211,25 +228,43 @@ fn a_new_owner_reads_to_the_end_before_it_asks() {
     assert_eq!(asked.iter().map(|(txid, ..)| *txid).collect::<Vec<_>>(), [txid(101)], "the other one is settled");
 }
 
-/// Whoever repeats outcomes, and however often: an attempt's number grows by each round, and is bounded.
+/// Whoever repeats outcomes, and however often: an attempt's number grows by each round, and is bounded. One that remembers
+/// asks once for each attempt; one that forgets everything at each record still ends.
 #[test]
 fn repeats_end() {
-    let mut asked = 0;
-    let mut log: Vec<(u32, &str)> = vec![(1, "in_progress"); 3];
-    let mut redrive = Redrive::new(0, 0);
-    let mut at = 0;
-    while let Some((attempt, noes)) = log.get(at).copied() {
-        redrive.hear(&rules(), at as u64, Some(&outcome(at as u64, KEY, attempt, noes)), Duration::ZERO);
-        for ask in redrive.due(ms(1_000_000), usize::MAX) {
-            asked += 1;
-            redrive.done(&ask.business_key, ask.txid);
-            // Two instances asked, each was refused because of the other, and each outcome is written twice.
-            log.extend([(ask.attempt.number() + 1, "in_progress"); 4]);
+    for (forgets, expected) in [(false, 2), (true, 3 + 3 * 4)] {
+        let mut asked = 0;
+        let mut log: Vec<(u32, &str)> = vec![(1, "in_progress"); 3];
+        let mut redrive = Redrive::new(0, 0);
+        let mut at = 0;
+        while let Some((attempt, noes)) = log.get(at).copied() {
+            if forgets {
+                redrive = Redrive::new(at as u64, 0);
+            }
+            redrive.hear(&rules(), at as u64, Some(&outcome(at as u64, KEY, attempt, noes)), Duration::ZERO);
+            for ask in redrive.due(ms(1_000_000), usize::MAX) {
+                asked += 1;
+                redrive.done(&ask.business_key, ask.txid);
+                // Two instances asked, each was refused because of the other, and each outcome is written twice.
+                log.extend([(ask.attempt.number() + 1, "in_progress"); 4]);
+            }
+            at += 1;
         }
-        at += 1;
+        assert_eq!(asked, expected, "attempts 2 and 3, and no attempt 4");
+        assert!(log.iter().all(|(attempt, _)| *attempt <= 3));
     }
-    assert_eq!(asked, 3 + 3 * 4, "attempts 2 and 3, and no attempt 4");
-    assert!(log.iter().all(|(attempt, _)| *attempt <= 3));
+}
+
+#[test]
+fn what_is_remembered_is_bounded() {
+    let mut redrive = Redrive::new(0, 0);
+    let key = |number: u64| format!("surgery:{number}:f");
+    for at in 0..10_000 {
+        redrive.hear(&rules(), at, Some(&outcome(at, &key(at), 1, "LIMIT")), Duration::ZERO);
+    }
+    let mut hear = |at, number| redrive.hear(&rules(), at, Some(&outcome(at, &key(number), 1, "busy")), Duration::ZERO);
+    assert_eq!(hear(10_000, 9_999), Heard::Settled);
+    assert_eq!(hear(10_001, 0), Heard::Waits(ms(10)), "forgotten: asked for once more, and refused");
 }
 
 /// The same event is delivered again while the first is under way: its refusal waits, and the first one's end settles both.
@@ -239,7 +274,11 @@ fn a_second_delivery_is_settled_by_the_first_ones_end() {
         let (mut redrive, heard) = hear(&[(1, "in_progress in_progress"), (1, end)]);
         assert_eq!(heard, [Heard::Waits(ms(10)), Heard::Settled]);
         assert_eq!((due(&mut redrive, 1_000), redrive.position()), (vec![], 2), "{end}");
+        // Its refusal may be told after the first one's end.
+        assert_eq!(hear(&[(1, end), (1, "in_progress in_progress")]).1, [Heard::Settled, Heard::Settled], "{end}");
     }
+    // A person asked again after the refusal: that attempt is another one.
+    assert_eq!(hear(&[(1, "LIMIT"), (2, "busy")]).1, [Heard::Settled, Heard::Waits(ms(20))]);
     // Crossed: each was refused because of the other. One of them is asked for again, once.
     let (mut redrive, _) = hear(&[(1, "in_progress"), (1, "yes in_progress")]);
     assert_eq!(due(&mut redrive, 10).len(), 1);

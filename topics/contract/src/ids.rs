@@ -201,6 +201,9 @@ impl Attempt {
     /// The first time that something is asked for.
     pub const FIRST: Self = Self(1);
 
+    /// The last number there is. Nobody gets there.
+    pub const LAST: Self = Self(u32::MAX);
+
     /// Refuses 0.
     pub fn new(number: u32) -> Option<Self> {
         (number > 0).then_some(Self(number))

@@ -249,6 +249,11 @@ impl Rules {
         Some(rule.retry_after_ms.iter().copied().map(Duration::from_millis).collect())
     }
 
+    /// Whether any rule asks for aborts to be driven again.
+    pub fn drive_again(&self) -> bool {
+        self.rules.iter().any(|rule| !rule.retry_after_ms.is_empty())
+    }
+
     /// The participants that one rule names, in its order; `None` if there is no such rule.
     pub fn participants_of(&self, rule: &str) -> Option<Vec<&Participant>> {
         let rule = self.rules.iter().find(|known| known.id == rule)?;
