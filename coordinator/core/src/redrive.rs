@@ -36,7 +36,10 @@
 //! **Whose rule.** An outcome names no rule, but a business key that ingest has made begins with it. Requests of an
 //! application's own making are the application's to repeat.
 //!
-//! Left out: aborts for a reason that does not pass by itself. Each is a person's: `suture tx retry`.
+//! **By hand.** Aborts for a reason that does not pass by itself are a person's, who mends the cause first. [`by_hand`] says
+//! whether asking again makes sense, and as which attempt: one above all that the logs hold of the key.
+//!
+//! Left out: knowing whether the cause was mended. The participants will say.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -266,6 +269,50 @@ impl Redrive {
             self.deadlines.remove(&(due, place));
         }
     }
+}
+
+/// Why a transaction is not asked for again by hand, and what to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotAgain {
+    /// It has no outcome.
+    #[error("{0} is not decided yet: wait for its outcome (`suture tx show {0}`), or cancel it first")]
+    NotDecided(Txid),
+    /// It is in all its databases.
+    #[error("{0} took effect: there is nothing to ask for again")]
+    TookEffect(Txid),
+    /// The same thing is in all its databases.
+    #[error("what {0} asks for took effect as {1}: there is nothing to ask for again")]
+    TookEffectAs(Txid, Txid),
+    /// Somebody has asked again already.
+    #[error("the same is under way as {1}: wait for its outcome (`suture tx show {1}`) before {0} is asked for again")]
+    UnderWay(Txid, Txid),
+}
+
+/// As which attempt a person may ask for an aborted transaction again. `requests` and `outcomes` are those of its business key,
+/// the requests read first.
+///
+/// # Errors
+/// It makes no sense to ask now. (If somebody asks at the same moment, the ledgers let one through.)
+pub fn by_hand(txid: Txid, requests: &[(Txid, Attempt)], outcomes: &[Outcome]) -> Result<Attempt, NotAgain> {
+    let Some(outcome) = outcomes.iter().find(|outcome| outcome.txid == txid) else {
+        return Err(NotAgain::NotDecided(txid));
+    };
+    if outcome.outcome == Verdict::Commit {
+        return Err(NotAgain::TookEffect(txid));
+    }
+    let took_effect = |outcome: &Outcome| match outcome.outcome {
+        Verdict::Commit => Some(outcome.txid),
+        Verdict::Abort => outcome.duplicate_of,
+    };
+    if let Some(as_txid) = outcomes.iter().find_map(took_effect) {
+        return Err(NotAgain::TookEffectAs(txid, as_txid));
+    }
+    let is_open = |(request, _): &&(Txid, Attempt)| outcomes.iter().all(|outcome| outcome.txid != *request);
+    if let Some((open, _)) = requests.iter().find(is_open) {
+        return Err(NotAgain::UnderWay(txid, *open));
+    }
+    let attempts = requests.iter().map(|(_, attempt)| *attempt).chain(outcomes.iter().map(|outcome| outcome.attempt));
+    Ok(attempts.max().unwrap_or(outcome.attempt).next())
 }
 
 impl Settled {

@@ -6,7 +6,7 @@ use suture_contract::codec::decode;
 use suture_contract::ids::{Attempt, Txid};
 use suture_contract::messages::{Outcome, Request};
 use suture_coordinator_core::ingest::rules::Rules;
-use suture_coordinator_core::redrive::{Ask, Heard, MAX_WAITING, Redrive, Word};
+use suture_coordinator_core::redrive::{Ask, Heard, MAX_WAITING, NotAgain, Redrive, Word, by_hand};
 
 const RULES: &str = r#"
     [[rule]]
@@ -316,4 +316,28 @@ fn the_next_attempt_is_the_same_request_with_another_number() {
     assert!(other.next_attempt(request.clone()).is_none(), "another attempt stands there");
     let other = Ask { business_key: "surgery:2:f".parse().unwrap(), ..ask };
     assert!(other.next_attempt(request).is_none(), "another request stands there");
+}
+
+#[test]
+fn a_person_asks_for_what_was_aborted_and_is_neither_done_nor_under_way() {
+    let one = || outcome(1, KEY, 1, "LIMIT");
+    let requests = |all: &[(u64, u32)]| -> Vec<(Txid, Attempt)> {
+        all.iter().map(|(offset, attempt)| (txid(*offset), Attempt::new(*attempt).unwrap())).collect()
+    };
+    let ask = |all: &[(u64, u32)], outcomes: &[Outcome]| by_hand(txid(1), &requests(all), outcomes);
+    let attempt = |number| Ok(Attempt::new(number).unwrap());
+
+    assert_eq!(ask(&[(1, 1)], &[one()]), attempt(2));
+    assert_eq!(ask(&[], &[one()]), attempt(2), "finished requests need not be read");
+    assert_eq!(ask(&[(1, 1), (2, 2)], &[one(), outcome(2, KEY, 2, "expired")]), attempt(3), "above the highest");
+    // The event was delivered again, and refused.
+    assert_eq!(ask(&[], &[outcome(3, KEY, 4, "LIMIT"), one(), outcome(5, KEY, 1, "aborted_before")]), attempt(5));
+
+    assert_eq!(ask(&[(1, 1)], &[]), Err(NotAgain::NotDecided(txid(1))));
+    assert_eq!(ask(&[(1, 1)], &[outcome(1, KEY, 1, "commit")]), Err(NotAgain::TookEffect(txid(1))));
+    let later = outcome(7, KEY, 2, "commit");
+    assert_eq!(ask(&[], &[one(), later]), Err(NotAgain::TookEffectAs(txid(1), txid(7))));
+    let duplicate = outcome(9, KEY, 1, "duplicate");
+    assert_eq!(ask(&[], &[one(), duplicate]), Err(NotAgain::TookEffectAs(txid(1), txid(1))), "what its ledgers named");
+    assert_eq!(ask(&[(1, 1), (8, 2)], &[one()]), Err(NotAgain::UnderWay(txid(1), txid(8))));
 }
