@@ -247,7 +247,8 @@ pub fn ingest_group(deployment: &Deployment) -> String {
     format!("{deployment}.ingest")
 }
 
-/// The consumer group in which ingest reads the outcomes, to drive retryable aborts again. Its lag: what waits for that.
+/// The consumer group in which ingest reads the outcomes, to drive retryable aborts again. While it lags,
+/// something waits for that.
 pub fn retry_group(deployment: &Deployment) -> String {
     format!("{deployment}.retry")
 }
