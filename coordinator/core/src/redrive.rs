@@ -13,8 +13,9 @@
 //! |---|---|
 //! | commit; or abort as a duplicate of a commit | took effect |
 //! | abort, and every no may pass by itself (`retryable`: expired, busy, in progress) | may pass |
+//! | the same, but somebody else said `aborted_before`: this attempt is used up there, and the next one is not | may pass |
 //! | abort with a no that will not pass (`LIMIT`, `cancelled`, `unreadable`) | refused |
-//! | any other abort (`aborted_before`, `conflict`) | repeated: about another request of the same key |
+//! | any other abort (`aborted_before` alone, `conflict`) | repeated: about another request of the same key |
 //!
 //! **What follows**, by what waits of the same key. At most one request a key waits. "Settled" is remembered for a while of a
 //! key that took effect, of an attempt that was refused, and of one that was asked for again.
@@ -71,11 +72,14 @@ impl Word {
         if outcome.outcome == Verdict::Commit || outcome.duplicate_of.is_some() {
             return Self::TookEffect;
         }
-        if outcome.retryable {
+        let passes = |code: &str| code::is_retryable(code);
+        let is_used_up = |code: &str| code == code::ABORTED_BEFORE || code == code::ABORTED;
+        let may_pass = noes(outcome).any(|(_, code)| passes(code))
+            && noes(outcome).all(|(_, code)| passes(code) || is_used_up(code));
+        if outcome.retryable || may_pass {
             return Self::MayPass;
         }
-        let is_old_news = |code: &str| code::is_retryable(code) || code::is_repeat(code) || code == code::ABORTED;
-        match noes(outcome).any(|(_, code)| !is_old_news(code)) {
+        match noes(outcome).any(|(_, code)| !passes(code) && !is_used_up(code) && !code::is_repeat(code)) {
             true => Self::Refused,
             false => Self::Repeated,
         }

@@ -94,7 +94,9 @@ fn an_outcome_says_one_of_four_things() {
         ("unknown_participant", Word::Refused),
         ("aborted_before LIMIT", Word::Refused),
         ("aborted_before", Word::Repeated),
-        ("aborted_before in_progress", Word::Repeated),
+        ("aborted_before in_progress", Word::MayPass),
+        ("aborted_before busy", Word::MayPass),
+        ("conflict busy", Word::Repeated),
         ("conflict aborted", Word::Repeated),
     ] {
         assert_eq!(Word::of(&outcome(1, KEY, 1, noes)), word, "{noes}");
