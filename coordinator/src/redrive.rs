@@ -222,10 +222,8 @@ impl Service {
 
     fn on_found(&mut self, found: Vec<Found>) {
         for Found { ask, request } in found {
-            let next = request.and_then(|(request, key, traceparent)| {
-                let next = ask.next_attempt(request).ok_or("another request stands there: records were lost");
-                next.map(|next| (next, key, traceparent))
-            });
+            let next =
+                request.and_then(|(request, key, traceparent)| Ok((ask.next_attempt(request)?, key, traceparent)));
             match next {
                 Ok((request, key, traceparent)) => {
                     let because = &ask.because[..ask.because.len().min(remark::MAX_BYTES)];

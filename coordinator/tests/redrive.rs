@@ -286,6 +286,32 @@ fn what_cannot_be_asked_for_again_is_counted_and_stands_in_nobodys_way() {
     assert_eq!((count(&counts.asked_again), count(&counts.no_rule), count(&counts.gone)), (1, 1, 4));
 }
 
+/// What a later version says may be anything, so that shard waits for a later ingest; the others go on.
+#[test]
+fn an_outcome_of_a_newer_version_stops_its_shard_and_no_other() {
+    let mut world = World::start();
+    let (_, shard) = world.order_key();
+    let stopped = world.ask("surgery", 1);
+    world.append(&Topic::Outcomes, shard, "k", r#"{"type":"outcome","v":2}"#, None);
+    world.end(stopped, "surgery", 1, 1, "busy");
+    let other = (shard + 1) % i32::from(world.kafka.partitions);
+    let offset = world.append(&Topic::Requests, other, "other", &request("surgery", 2, 1), None);
+    let on_another = Txid { shard: Shard::of_partition(other).unwrap(), offset, ..stopped };
+    world.end(on_another, "surgery", 2, 1, "busy");
+
+    let ingest = Ingest::start(&world);
+    world.wait_until_nothing_waits(0);
+    while world.requests.iter().all(|record| record.remark.is_none()) {
+        if let ReaderEvent::Records(records) = world.events.blocking_recv().expect("a living reader") {
+            world.requests.extend(records);
+        }
+    }
+    let remarked: Vec<Txid> =
+        world.requests.iter().filter_map(|record| Some(record.remark.as_ref()?.retry_of())).collect();
+    assert_eq!(remarked, [on_another]);
+    ingest.drain();
+}
+
 /// Requests that lie far apart, newer ones due before older ones, more than may be looked up at a time.
 #[test]
 fn many_are_read_back_from_wherever_they_stand() {

@@ -113,11 +113,18 @@ pub struct Ask {
 }
 
 impl Ask {
-    /// The next attempt of a request that was read back: all else stays, and its deadline begins when it is read. `None` if
-    /// it is another request than the one that was aborted: the log has lost what it held.
-    pub fn next_attempt(&self, request: Request) -> Option<Request> {
-        let is_it = request.business_key == self.business_key && request.attempt == self.attempt;
-        is_it.then(|| Request { attempt: self.attempt.next(), ..request })
+    /// The next attempt of a request that was read back: all else stays, and its deadline begins when it is read.
+    ///
+    /// # Errors
+    /// It is another request than the one that is to be asked for again.
+    pub fn next_attempt(&self, request: Request) -> Result<Request, &'static str> {
+        if request.business_key != self.business_key || request.attempt != self.attempt {
+            return Err("another request stands there: the requests topic has lost records");
+        }
+        if rule_of(&self.business_key) != Some(request.rule.as_str()) {
+            return Err("its business key begins with another rule than its own");
+        }
+        Ok(Request { attempt: self.attempt.next(), ..request })
     }
 }
 
@@ -188,7 +195,7 @@ impl Redrive {
         if word != Word::MayPass || self.settled.covers(&outcome.business_key, outcome.attempt) {
             return Heard::Settled;
         }
-        let rule = outcome.business_key.as_str().split_once(':').and_then(|(rule, _)| rules.retries_of(rule));
+        let rule = rule_of(&outcome.business_key).and_then(|rule| rules.retries_of(rule));
         let Some(retries) = rule else { return Heard::NoRule };
         let Some(pause) = retries.get(outcome.attempt.number() as usize - 1) else { return Heard::UsedUp };
         let because: Vec<_> = noes(outcome).map(|(participant, code)| format!("{participant} {code}")).collect();
@@ -212,7 +219,7 @@ impl Redrive {
         self.deadlines.first().map(|(due, _)| *due)
     }
 
-    /// What is to be asked for now, at most so many. Each is under way until [`Redrive::done`] or [`Redrive::again`].
+    /// What is to be asked for now, at most so many. Each is under way until [`Redrive::done`].
     pub fn due(&mut self, now: Duration, most: usize) -> Vec<Ask> {
         let mut due = Vec::new();
         while due.len() < most
@@ -229,16 +236,6 @@ impl Redrive {
         if let Some(place) = self.place_of(business_key, txid) {
             self.settled.remember(business_key, self.waiting[&place].ask.attempt);
             self.let_go(place);
-        }
-    }
-
-    /// It could not be asked for; it is due again then.
-    pub fn again(&mut self, business_key: &BusinessKey, txid: Txid, due: Duration) {
-        let Some(place) = self.place_of(business_key, txid) else { return };
-        if let Some(waiting) = self.waiting.get_mut(&place) {
-            self.deadlines.remove(&(waiting.due, place));
-            waiting.due = due;
-            self.deadlines.insert((due, place));
         }
     }
 
@@ -336,6 +333,11 @@ impl Settled {
     fn covers(&self, key: &BusinessKey, attempt: Attempt) -> bool {
         self.attempts.get(key).is_some_and(|settled| attempt <= *settled)
     }
+}
+
+/// The rule that made a business key, if ingest did.
+fn rule_of(business_key: &BusinessKey) -> Option<&str> {
+    Some(business_key.as_str().split_once(':')?.0)
 }
 
 /// Who said no, and why.

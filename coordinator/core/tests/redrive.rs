@@ -187,13 +187,10 @@ fn it_is_due_when_its_time_has_come_and_once() {
     assert_eq!(due(&mut redrive, 10), [(txid(100), 1, "hospital busy, insurer expired".to_string())]);
     assert_eq!((due(&mut redrive, 1_000), redrive.next_deadline()), (vec![], None), "it is under way");
     let key = KEY.parse().unwrap();
-    redrive.again(&key, txid(100), ms(50));
-    assert_eq!((redrive.next_deadline(), redrive.position()), (Some(ms(50)), 0));
-    assert_eq!(due(&mut redrive, 50).len(), 1);
+    assert_eq!((redrive.waiting(), redrive.position()), (1, 0));
     redrive.done(&key, txid(100));
     assert_eq!((redrive.waiting(), redrive.position()), (0, 1));
     // Reports of what was let go change nothing.
-    redrive.again(&key, txid(100), ms(60));
     redrive.done(&key, txid(100));
     assert_eq!((redrive.next_deadline(), redrive.position()), (None, 1));
 }
@@ -315,9 +312,11 @@ fn the_next_attempt_is_the_same_request_with_another_number() {
     assert_eq!(serde_json::to_string(&next).unwrap(), serde_json::to_string(&expected).unwrap());
 
     let other = Ask { attempt: Attempt::new(9).unwrap(), ..ask.clone() };
-    assert!(other.next_attempt(request.clone()).is_none(), "another attempt stands there");
-    let other = Ask { business_key: "surgery:2:f".parse().unwrap(), ..ask };
-    assert!(other.next_attempt(request).is_none(), "another request stands there");
+    assert!(other.next_attempt(request.clone()).is_err(), "another attempt stands there");
+    let other = Ask { business_key: "surgery:2:f".parse().unwrap(), ..ask.clone() };
+    assert!(other.next_attempt(request.clone()).is_err(), "another request stands there");
+    let of_an_application = Request { rule: "theirs".to_string(), ..request };
+    assert!(ask.next_attempt(of_an_application).is_err(), "not of the rule that its key begins with");
 }
 
 #[test]
