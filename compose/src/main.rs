@@ -36,7 +36,7 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Run a coordinator: decide transactions.
     Coordinator(services::ServiceArgs),
-    /// Turn upstream events into requests, or show what a rule makes of one.
+    /// Turn upstream events into requests and ask again for what was aborted in passing; or show what a rule makes of an event.
     Ingest(ingest::IngestArgs),
     /// Run a participant: keep one database's part of every transaction.
     Participant(services::ParticipantArgs),
@@ -46,7 +46,7 @@ enum Command {
     Seed(seed::SeedArgs),
     /// Measure how fast a coordinator decides.
     Bench(bench::BenchArgs),
-    /// Ask about transactions.
+    /// Ask about transactions, or ask for one again.
     Tx(tx::TxArgs),
 }
 

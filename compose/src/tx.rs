@@ -1,4 +1,4 @@
-//! `suture tx show`: the whole story of one transaction, from the logs alone.
+//! `suture tx show`: the whole story of one transaction, from the logs alone; and `suture tx retry` (`tx/retry.rs`).
 //!
 //! ```text
 //!   txid                  names the request's place: its partition holds everything else
@@ -9,15 +9,18 @@
 //! It reads each partition from its start (or from the request's time) to the end that it has now, and nothing else: it
 //! joins no group and commits nothing. Payloads are never printed.
 
+mod retry;
+
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
 use suture_contract::codec::{self, RequestsRecord};
-use suture_contract::ids::{Origin, Participant, Shard, Txid};
+use suture_contract::ids::{LogLetters, Origin, Participant, Shard, Txid};
 use suture_contract::messages::{Ballot, Decision, Outcome, Prepare, Rejection, Request, Verdict, Vote, Voter};
 use suture_contract::partitioner::shard_of;
+use suture_contract::remark::Remark;
 use suture_contract::topic_map::{Topic, ingest_group, participant_group};
 use suture_topics::acks::GroupOffsets;
 use suture_topics::probe::{Probe, TopicInfo};
@@ -40,6 +43,12 @@ pub struct TxArgs {
 enum TxCommand {
     /// Tell the whole story of a transaction: request, prepares, votes, decision, who has applied it.
     Show(ShowArgs),
+    /// Ask for an aborted transaction again, as the next attempt, after its cause was mended.
+    ///
+    /// The request is written again as it was, so this helps where a database had to be put right (a coverage, a privilege) and
+    /// not where the event was wrong: correct that upstream. Refused while the same is under way or has taken effect. What
+    /// may pass by itself (expired, busy) is asked for again by ingest, as often as its rule says.
+    Retry(retry::RetryArgs),
 }
 
 #[derive(clap::Args)]
@@ -54,9 +63,16 @@ struct ShowArgs {
     config: ConfigArg,
 }
 
-/// Shows. The exit code is 1 if there is no such transaction.
+/// Shows, or asks again.
 pub fn run(args: TxArgs) -> anyhow::Result<ExitCode> {
-    let TxCommand::Show(args) = args.command;
+    match args.command {
+        TxCommand::Show(args) => show(&args),
+        TxCommand::Retry(args) => retry::run(&args),
+    }
+}
+
+/// The exit code is 1 if there is no such transaction.
+fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
     let settings = Settings::load(&args.config.config)?;
     let mut logs = Logs::open(&settings.kafka)?;
     let wanted = match (&args.what, &args.case) {
@@ -81,8 +97,8 @@ pub fn run(args: TxArgs) -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::FAILURE);
     }
-    for (txid, at_ms, request) in wanted {
-        logs.tell(txid, at_ms, &request)?;
+    for found in wanted {
+        logs.tell(&found)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -93,10 +109,18 @@ struct Logs {
     probe: Probe,
     reader: Reader,
     events: mpsc::Receiver<ReaderEvent>,
-    log: suture_contract::ids::LogLetters,
+    log: LogLetters,
 }
 
-type Found = (Txid, Option<i64>, Request);
+/// A request, as it stands in its topic.
+struct Found {
+    txid: Txid,
+    at_ms: Option<i64>,
+    key: Vec<u8>,
+    traceparent: Option<String>,
+    remark: Option<Box<Remark>>,
+    request: Request,
+}
 
 impl Logs {
     fn open(kafka: &KafkaSettings) -> anyhow::Result<Self> {
@@ -110,19 +134,24 @@ impl Logs {
 
     /// The request of a txid.
     fn request(&mut self, txid: Txid) -> anyhow::Result<Option<Found>> {
-        if txid.log != self.log {
-            bail!(
-                "{txid} is of another requests topic than the one that is there now, whose transactions begin with {}",
-                self.log
-            );
-        }
+        self.is_of_this_topic(txid)?;
         let mut found = None;
         self.read(&Topic::Requests, txid.shard, txid.offset, |record| {
             found = as_request(txid.log, record);
             // One record is enough.
             false
         })?;
-        Ok(found.filter(|(at, ..)| *at == txid))
+        Ok(found.filter(|found| found.txid == txid))
+    }
+
+    fn is_of_this_topic(&self, txid: Txid) -> anyhow::Result<()> {
+        if txid.log != self.log {
+            bail!(
+                "{txid} is of another requests topic than the one that is there now, whose transactions begin with {}",
+                self.log
+            );
+        }
+        Ok(())
     }
 
     /// All requests of all shards that are wanted.
@@ -130,7 +159,7 @@ impl Logs {
         let (log, mut found) = (self.log, Vec::new());
         for shard in (0..self.kafka.partitions).map(Shard) {
             self.read(&Topic::Requests, shard, 0, |record| {
-                found.extend(as_request(log, record).filter(|(_, _, request)| wanted(request)));
+                found.extend(as_request(log, record).filter(|found| wanted(&found.request)));
                 true
             })?;
         }
@@ -200,11 +229,15 @@ impl Logs {
         })
     }
 
-    fn tell(&mut self, txid: Txid, at_ms: Option<i64>, request: &Request) -> anyhow::Result<()> {
-        let shard = txid.shard;
+    fn tell(&mut self, found: &Found) -> anyhow::Result<()> {
+        let Found { txid, at_ms, request, remark, .. } = found;
+        let (txid, at_ms, shard) = (*txid, *at_ms, txid.shard);
         let named: Vec<&Participant> = request.branches.iter().map(|branch| &branch.participant).collect();
         println!("transaction {txid}");
         println!("  business key  {} (attempt {})", request.business_key, request.attempt.number());
+        if let Some(remark) = remark {
+            println!("  asked again   after {}, by {}: {}", remark.retry_of(), remark.who(), remark.because());
+        }
         println!("  rule          {}", request.rule);
         if let Some(source) = &request.source {
             println!("  source        {source}");
@@ -361,11 +394,14 @@ impl Logs {
     }
 }
 
-fn as_request(log: suture_contract::ids::LogLetters, record: &Record) -> Option<Found> {
+fn as_request(log: LogLetters, record: &Record) -> Option<Found> {
     let shard = Shard::of_partition(record.partition)?;
     match codec::decode_requests_record(value(record)) {
         Ok(RequestsRecord::Request(request)) => {
-            Some((Txid { log, shard, offset: record.offset }, record.timestamp_ms, request))
+            let txid = Txid { log, shard, offset: record.offset };
+            let key = record.key.clone().unwrap_or_default();
+            let (traceparent, remark) = (record.traceparent.clone(), record.remark.clone());
+            Some(Found { txid, at_ms: record.timestamp_ms, key, traceparent, remark, request })
         }
         Ok(RequestsRecord::Cancel(_)) | Err(_) => None,
     }

@@ -1,15 +1,21 @@
 //! The coordinator's shell: Kafka in, the pure core of `suture-coordinator-core` in the middle, Kafka out.
 //!
 //! - [`ingest`]: turns upstream events into requests.
+//! - `redrive`, `lookup`: beside it, asks again for what was aborted for a reason that may pass.
 //! - [`service`]: the coordinator. It owns shards, applies what it reads and appends what the core says.
 //! - `takeover`: where the owner of a shard starts to read.
-//! - `clients`: what both do alike with their Kafka clients.
+//! - `consumer`, `appends`: reading topics as a member of a group, and writing until it is acknowledged.
+//! - `clients`: what the services do alike with their Kafka clients.
 //! - `under_way`, `clock`: appends without a report yet, and the one place that reads clocks.
 
 pub mod ingest;
 pub mod service;
 
+mod appends;
 mod clients;
 mod clock;
+mod consumer;
+mod lookup;
+mod redrive;
 mod takeover;
 mod under_way;

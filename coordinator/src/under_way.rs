@@ -32,6 +32,11 @@ impl<T> UnderWay<T> {
         Some(taken)
     }
 
+    /// What a token stands for.
+    pub fn get(&self, token: u64) -> Option<&T> {
+        self.places.get(usize::try_from(token).ok()?)?.as_ref()
+    }
+
     /// How many reports are missing.
     pub fn len(&self) -> usize {
         self.places.len() - self.free.len()

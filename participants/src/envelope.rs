@@ -85,6 +85,7 @@ mod tests {
             key: Some(key.as_bytes().to_vec()),
             value: value.map(|value| value.as_bytes().to_vec()),
             traceparent: None,
+            remark: None,
         }
     }
 

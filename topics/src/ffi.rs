@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -19,6 +20,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::types::{RDKafkaRespErr, RDKafkaType};
 use rdkafka::{ClientConfig, ClientContext, TopicPartitionList};
+use suture_contract::remark::{self, Remark};
 
 use crate::record::Record;
 
@@ -139,6 +141,7 @@ impl ConsumerQueue {
             };
             let mut kind = native::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
             let timestamp = native::rd_kafka_message_timestamp(message, &mut kind);
+            let headers = Headers::of(message);
             Polled::Record(Record {
                 topic,
                 partition: message.partition,
@@ -146,7 +149,8 @@ impl ConsumerQueue {
                 timestamp_ms: (timestamp >= 0).then_some(timestamp),
                 key: bytes(message.key, message.key_len),
                 value: bytes(message.payload, message.len),
-                traceparent: traceparent(message),
+                traceparent: headers.as_ref().and_then(Headers::traceparent),
+                remark: headers.as_ref().and_then(Headers::remark).map(Box::new),
             })
         }
     }
@@ -249,24 +253,42 @@ unsafe fn bytes(start: *const c_void, length: usize) -> Option<Vec<u8>> {
     (!start.is_null()).then(|| unsafe { std::slice::from_raw_parts(start.cast::<u8>(), length) }.to_vec())
 }
 
-/// # Safety
-/// `message` is alive.
-unsafe fn traceparent(message: &native::rd_kafka_message_t) -> Option<String> {
-    let (mut headers, mut value, mut length) = (ptr::null_mut(), ptr::null(), 0);
-    // SAFETY: by the caller; headers and their values belong to the message.
-    let value = unsafe {
-        if native::rd_kafka_message_headers(message, &mut headers) != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
-            return None;
+/// The headers of a message.
+struct Headers<'m>(NonNull<native::rd_kafka_headers_t>, PhantomData<&'m native::rd_kafka_message_t>);
+
+impl<'m> Headers<'m> {
+    /// # Safety
+    /// `message` came from librdkafka.
+    unsafe fn of(message: &'m native::rd_kafka_message_t) -> Option<Self> {
+        let mut headers = ptr::null_mut();
+        // SAFETY: by the caller; headers belong to the message, and this value does not outlive it.
+        let code = unsafe { native::rd_kafka_message_headers(message, &mut headers) };
+        let headers = NonNull::new(headers).filter(|_| code == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR)?;
+        Some(Self(headers, PhantomData))
+    }
+
+    /// The last value of a name.
+    fn last(&self, name: &CStr) -> Option<Vec<u8>> {
+        let (mut value, mut length) = (ptr::null(), 0);
+        // SAFETY: the headers are alive, and their values as long as they.
+        unsafe {
+            let code = native::rd_kafka_header_get_last(self.0.as_ptr(), name.as_ptr(), &mut value, &mut length);
+            if code == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR { bytes(value, length) } else { None }
         }
-        let name = c"traceparent".as_ptr();
-        if native::rd_kafka_header_get_last(headers, name, &mut value, &mut length)
-            != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR
-        {
-            return None;
-        }
-        bytes(value, length)?
-    };
-    String::from_utf8(value).ok().filter(|text| text.len() <= 128 && text.bytes().all(|b| b.is_ascii_graphic()))
+    }
+
+    fn traceparent(&self) -> Option<String> {
+        let text = String::from_utf8(self.last(c"traceparent")?).ok()?;
+        (text.len() <= 128 && text.bytes().all(|b| b.is_ascii_graphic())).then_some(text)
+    }
+
+    fn remark(&self) -> Option<Remark> {
+        let [retry_of, who, because] = remark::NAMES;
+        // Nearly no record has one.
+        let retry_of = self.last(retry_of)?;
+        let (who, because) = (self.last(who), self.last(because));
+        Remark::of_headers([Some(&retry_of), who.as_deref(), because.as_deref()])
+    }
 }
 
 /// One line of a list of partitions.

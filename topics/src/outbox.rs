@@ -30,6 +30,7 @@ use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 use rdkafka::{ClientContext, Message};
 use suture_contract::codec;
+use suture_contract::remark::Remark;
 
 use crate::failure::{KafkaFailure, Weight, weight};
 use crate::ffi;
@@ -120,11 +121,30 @@ impl Outbox {
         traceparent: Option<&str>,
         token: u64,
     ) -> Result<(), Full> {
-        let mut headers = OwnedHeaders::new_with_capacity(3)
+        self.append_remarked(topic, partition, key, value, kind, traceparent, None, token)
+    }
+
+    /// The same, with a remark in the headers.
+    #[expect(clippy::too_many_arguments, reason = "a record has this many parts, and each call names them all")]
+    pub fn append_remarked(
+        &self,
+        topic: &str,
+        partition: i32,
+        key: &[u8],
+        value: Option<&[u8]>,
+        kind: &'static str,
+        traceparent: Option<&str>,
+        remark: Option<&Remark>,
+        token: u64,
+    ) -> Result<(), Full> {
+        let mut headers = OwnedHeaders::new_with_capacity(6)
             .insert(Header { key: "type", value: Some(kind) })
             .insert(Header { key: "v", value: Some(&self.version) });
         if let Some(traceparent) = traceparent {
             headers = headers.insert(Header { key: "traceparent", value: Some(traceparent) });
+        }
+        for (key, value) in remark.into_iter().flat_map(Remark::headers) {
+            headers = headers.insert(Header { key, value: Some(&value) });
         }
         let mut record =
             BaseRecord::with_opaque_to(topic, Box::new(token)).partition(partition).key(key).headers(headers);

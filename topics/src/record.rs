@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use suture_contract::remark::Remark;
+
 /// One record of a partition, as it was read. Nothing about it is trusted yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
@@ -19,6 +21,8 @@ pub struct Record {
     pub value: Option<Vec<u8>>,
     /// The header `traceparent`, if it is there and visible ASCII.
     pub traceparent: Option<String>,
+    /// By whom it was asked for again, if its headers say so.
+    pub remark: Option<Box<Remark>>,
 }
 
 impl Record {

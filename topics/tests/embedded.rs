@@ -5,6 +5,7 @@ mod common;
 use std::time::Duration;
 
 use common::{LONG, Member, Reading, Writer, numbered, values};
+use suture_contract::remark::Remark;
 use suture_contract::topic_map::Topic;
 use suture_topics::acks::GroupOffsets;
 use suture_topics::embedded::EmbeddedBroker;
@@ -22,13 +23,14 @@ fn broker() -> (EmbeddedBroker, KafkaSettings) {
 }
 
 #[test]
-fn what_is_appended_is_read_in_order_with_key_value_time_and_trace() {
+fn what_is_appended_is_read_in_order_with_key_value_time_and_headers() {
     let (_broker, settings) = broker();
     let writer = Writer::start(&settings);
     let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     writer.outbox.append("suture.decisions", 3, b"k", Some(b"first"), "decision", Some(trace), 7).unwrap();
     assert_eq!(writer.reports.recv_timeout(LONG).unwrap(), Delivery { token: 7, result: Ok(0) });
-    writer.outbox.append("suture.decisions", 3, b"k", None, "decision", None, 8).unwrap();
+    let remark = Remark::new("k3f9q-3-1042".parse().unwrap(), "maria", "coverage put right").unwrap();
+    writer.outbox.append_remarked("suture.decisions", 3, b"k", None, "decision", None, Some(&remark), 8).unwrap();
     assert_eq!(writer.reports.recv_timeout(LONG).unwrap(), Delivery { token: 8, result: Ok(1) });
     assert_eq!(writer.write("suture.decisions", 3, numbered(2..5_000)), (2..5_000).collect::<Vec<_>>());
 
@@ -42,6 +44,8 @@ fn what_is_appended_is_read_in_order_with_key_value_time_and_trace() {
     assert_eq!(records[0].traceparent.as_deref(), Some(trace));
     assert!(records[0].timestamp_ms.is_some());
     assert_eq!((&records[1].value, &records[1].traceparent), (&None, &None));
+    assert_eq!(records[1].remark.as_deref(), Some(&remark));
+    assert!(records[0].remark.is_none() && records[2].remark.is_none());
     assert_eq!(values(&records[2..]), numbered(2..5_000));
     assert!(reading.reader.close(LONG));
     writer.outbox.close(LONG).unwrap();

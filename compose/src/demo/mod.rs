@@ -130,7 +130,7 @@ async fn play(args: DemoArgs, format: logging::Format) -> anyhow::Result<ExitCod
     let mut feeder =
         tokio::spawn(feed::feed(Arc::clone(&world), events, window, progress, Arc::clone(&counts), feed_stopped));
 
-    // The feed ends, then everything that was fed, then every database has applied every decision.
+    // The feed ends, then everything that was fed or asked for again, then every database has applied every decision.
     let mut fed = None;
     let mut is_complete = true;
     let mut stopping = None;
@@ -171,7 +171,7 @@ async fn play(args: DemoArgs, format: logging::Format) -> anyhow::Result<ExitCod
         }
         let Some(fed) = fed else { continue };
         let ingested = counts.read.load(Ordering::Relaxed) >= fed;
-        let all_done = ingested && watch.open(&counts) == 0 && watch.all_applied();
+        let all_done = ingested && watch.open(&counts) == 0 && watch.all_applied() && watch.nothing_waits();
         if !all_done || (args.hold && stopping.is_none() && held) {
             continue;
         }

@@ -94,7 +94,8 @@ impl Report {
             *report.rejections.entry(code.to_string()).or_default() += 1;
         }
         report.judge_all(world);
-        // An event that was read twice (ingest was killed before it committed) asked twice; it counts once.
+        // An event that was read twice (ingest was killed before it committed) asked twice, and so did one whose first attempt
+        // failed for a reason that passed; it counts once.
         let mut asked: BTreeMap<&Origin, Vec<Txid>> = BTreeMap::new();
         for (txid, origin) in &watch.requests {
             if let Some(origin) = origin {
@@ -178,7 +179,10 @@ impl Report {
         // A repeat of what nobody has settled would be a surgery that got lost: that is no `met before`.
         let is_settled = |key: &BusinessKey| self.databases.iter().any(|(_, rows)| rows.settled.contains(key.as_str()));
         let met_before = outcomes.iter().any(|outcome| is_settled(&outcome.business_key));
-        let noes = outcomes.iter().flat_map(|outcome| &outcome.votes).filter(|view| view.vote == Some(Ballot::No));
+        // What was asked for again is refused for the reasons of the last time.
+        let last = outcomes.iter().map(|outcome| outcome.attempt).max();
+        let outcomes = outcomes.iter().filter(|outcome| Some(outcome.attempt) == last);
+        let noes = outcomes.flat_map(|outcome| &outcome.votes).filter(|view| view.vote == Some(Ballot::No));
         let reasons: BTreeSet<(String, String)> = noes
             .filter_map(|view| Some((view.code.as_ref()?.to_string(), view.participant.to_string())))
             .filter(|(reason, _)| !(met_before && code::is_repeat(reason)))

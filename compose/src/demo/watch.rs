@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use suture_contract::codec::{self, RequestsRecord};
 use suture_contract::ids::{Code, LogLetters, Origin, Participant, Shard, Txid};
 use suture_contract::messages::{Ballot, Decision, Outcome, Rejection, Verdict, Vote};
-use suture_contract::topic_map::{Topic, participant_group};
+use suture_contract::topic_map::{Topic, participant_group, retry_group};
 use suture_coordinator::ingest::IngestCounts;
 use suture_topics::acks::GroupOffsets;
 use suture_topics::probe::Probe;
@@ -51,6 +51,12 @@ pub struct Watch {
     pub applied: BTreeMap<Participant, (u64, u64)>,
     /// How many outcomes were known when `applied` was asked for: all their decisions are in its ends.
     outcomes_at_glance: usize,
+    /// Transactions of this run without an outcome.
+    open: BTreeSet<Txid>,
+    /// The next offset of each shard of the requests.
+    requests_read: Vec<u64>,
+    /// The ends of the requests when ingest had last settled all outcomes, asking for some of them again.
+    asked_up_to: Option<Vec<u64>>,
     finished: BTreeSet<Origin>,
     progress: watch::Sender<Progress>,
     clients: Arc<std::sync::Mutex<Clients>>,
@@ -60,6 +66,7 @@ pub struct Watch {
 pub struct Glance {
     applied: BTreeMap<Participant, (u64, u64)>,
     outcomes: usize,
+    asked_up_to: Option<Vec<u64>>,
 }
 
 /// The clients that are asked now and then, by blocking calls.
@@ -81,17 +88,21 @@ impl Watch {
                 topics.into_iter().map(|topic| (topic.name(&kafka.prefix), topic)).collect();
             let log = probe.letters(&Topic::Requests.name(&kafka.prefix))?;
             let reader = Reader::start(kafka, &format!("{}.demo-watch", kafka.prefix), post)?;
+            let mut requests_read = Vec::new();
             for name in names.keys() {
                 for partition in 0..i32::from(kafka.partitions) {
                     let (_, end) = probe.watermarks(name, partition)?;
                     reader.add(&[(name, partition, end)]);
+                    if names[name] == Topic::Requests {
+                        requests_read.push(end);
+                    }
                 }
             }
             let clients = Clients { probe, acks: GroupOffsets::new(kafka) };
             let upstream = world.upstream.clone();
-            Ok((reader, names, log, clients, upstream))
+            Ok((reader, names, log, clients, upstream, requests_read))
         });
-        let (reader, names, log, clients, upstream) = started.await??;
+        let (reader, names, log, clients, upstream, requests_read) = started.await??;
         Ok(Self {
             _reader: reader,
             events,
@@ -105,6 +116,9 @@ impl Watch {
             decisions: BTreeMap::new(),
             applied: BTreeMap::new(),
             outcomes_at_glance: 0,
+            open: BTreeSet::new(),
+            requests_read,
+            asked_up_to: None,
             finished: BTreeSet::new(),
             progress: watch::Sender::new(Progress::default()),
             clients: Arc::new(std::sync::Mutex::new(clients)),
@@ -146,9 +160,15 @@ impl Watch {
         match topic {
             Topic::Requests => {
                 let Some(shard) = Shard::of_partition(record.partition) else { return };
+                if let Some(next) = self.requests_read.get_mut(usize::from(shard.0)) {
+                    *next = record.offset + 1;
+                }
                 if let Ok(RequestsRecord::Request(request)) = codec::decode_requests_record(value) {
                     let txid = Txid { log: self.log, shard, offset: record.offset };
                     self.requests.insert(txid, request.source);
+                    if !self.outcomes.contains_key(&txid) {
+                        self.open.insert(txid);
+                    }
                     self.match_up(txid);
                 }
             }
@@ -166,6 +186,7 @@ impl Watch {
                 if let Ok(outcome) = codec::decode::<Outcome>(value) {
                     let txid = outcome.txid;
                     self.outcomes.entry(txid).or_insert(outcome);
+                    self.open.remove(&txid);
                     self.match_up(txid);
                 }
             }
@@ -205,6 +226,13 @@ impl Watch {
         is_fresh && !self.applied.is_empty() && self.applied.values().all(|(applied, there)| applied == there)
     }
 
+    /// Whether nothing is under way: no transaction is open, and no outcome waits to be asked for again.
+    pub fn nothing_waits(&self) -> bool {
+        let is_fresh = self.outcomes_at_glance == self.outcomes.len();
+        let has_read = |ends: &Vec<u64>| self.requests_read.iter().zip(ends).all(|(read, end)| read >= end);
+        is_fresh && self.open.is_empty() && self.asked_up_to.as_ref().is_some_and(has_read)
+    }
+
     /// Begins to look how far each database is: the committed offsets of its group, against the ends of the decisions.
     pub fn begin_glance(&self, world: &Arc<World>) -> JoinHandle<anyhow::Result<Glance>> {
         // Ignored events make no record that would wake the feeder.
@@ -228,17 +256,37 @@ impl Watch {
                 });
                 applied.insert(participant, (done.sum::<u64>(), ends.iter().sum::<u64>()));
             }
-            Ok(Glance { applied, outcomes })
+            let asked_up_to = asked_up_to(&world, &mut clients)?;
+            Ok(Glance { applied, outcomes, asked_up_to })
         })
     }
 
     /// Takes in what was seen. A passing failure (a group that is being rebalanced) is looked at again in a moment.
     pub fn end_glance(&mut self, seen: anyhow::Result<Glance>) {
-        if let Ok(Glance { applied, outcomes }) = seen {
+        if let Ok(Glance { applied, outcomes, asked_up_to }) = seen {
             self.applied = applied;
+            self.asked_up_to = asked_up_to;
             self.outcomes_at_glance = outcomes;
         }
     }
+}
+
+/// The ends of the requests, if the position of what drives again is past all outcomes: then whatever it asked for lies below
+/// them. In this order, for a request is acknowledged before that position moves.
+fn asked_up_to(world: &World, clients: &mut Clients) -> anyhow::Result<Option<Vec<u64>>> {
+    let kafka = &world.kafka;
+    let (outcomes, requests) = (Topic::Outcomes.name(&kafka.prefix), Topic::Requests.name(&kafka.prefix));
+    let partitions: Vec<_> = (0..i32::from(kafka.partitions)).map(|of| (outcomes.as_str(), of)).collect();
+    let committed = clients.acks.committed(&retry_group(&kafka.prefix), &partitions)?;
+    let mut ends = Vec::new();
+    for ((topic, partition), committed) in partitions.into_iter().zip(committed) {
+        let (_, end) = clients.probe.watermarks(topic, partition)?;
+        if committed.is_none_or(|committed| committed.offset < end) {
+            return Ok(None);
+        }
+        ends.push(clients.probe.watermarks(&requests, partition)?.1);
+    }
+    Ok(Some(ends))
 }
 
 impl Drop for Watch {

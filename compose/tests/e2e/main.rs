@@ -26,6 +26,7 @@ mod undisturbed;
 mod world;
 
 mod absent;
+mod again;
 mod broken;
 mod database_kill;
 mod kill;

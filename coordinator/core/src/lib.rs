@@ -3,12 +3,14 @@
 //! In reading order, along the way of one event:
 //!
 //! - [`ingest`]: an upstream event and declarative rules give a request, or a rejection;
+//! - [`redrive`]: which aborts are asked for again, and when;
 //! - [`shard`]: requests and votes give decisions;
 //! - [`transaction`]: one transaction and the table of its transitions;
 //! - [`early`]: votes that came before their requests;
 //! - [`positions`]: where another owner of a shard may start to read.
 
 pub mod ingest;
+pub mod redrive;
 pub mod shard;
 
 pub mod early;

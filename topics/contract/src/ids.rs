@@ -201,6 +201,9 @@ impl Attempt {
     /// The first time that something is asked for.
     pub const FIRST: Self = Self(1);
 
+    /// The last number there is. Nobody gets there.
+    pub const LAST: Self = Self(u32::MAX);
+
     /// Refuses 0.
     pub fn new(number: u32) -> Option<Self> {
         (number > 0).then_some(Self(number))
@@ -209,6 +212,11 @@ impl Attempt {
     /// The number, from 1.
     pub fn number(self) -> u32 {
         self.0
+    }
+
+    /// The one after it.
+    pub fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
     }
 }
 

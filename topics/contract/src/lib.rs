@@ -8,6 +8,7 @@
 //! - [`ids`]: the names (txid, shard, participant, business key, attempt, hash);
 //! - [`messages`]: the protocol messages, one struct each;
 //! - [`codec`]: bytes to messages and back, and what "unreadable" means;
+//! - [`remark`]: who asked for a transaction again, and why, as headers for people;
 //! - [`topic_map`]: every topic, declared once;
 //! - [`partitioner`]: the shard of a key, as Kafka's Java clients compute it;
 //! - [`keys`]: keyed hashes, so that record keys and hashes say nothing about a patient.
@@ -20,4 +21,5 @@ pub mod messages;
 pub mod codec;
 pub mod keys;
 pub mod partitioner;
+pub mod remark;
 pub mod topic_map;

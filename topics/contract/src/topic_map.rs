@@ -116,7 +116,7 @@ impl Topic {
             Self::Requests => Declaration {
                 purpose: "what is asked for: requests and cancellations",
                 writer: "ingest, or an application",
-                reader: "coordinator (group `<prefix>.coordinator`)",
+                reader: "coordinator (group `<prefix>.coordinator`), ingest when it drives again",
                 key: "order key",
                 cleanup: Cleanup::Delete { retention: 7 * DAY },
             },
@@ -144,7 +144,7 @@ impl Topic {
             Self::Outcomes => Declaration {
                 purpose: "results with their reasons; every abort is somebody's work item",
                 writer: "coordinator",
-                reader: "submitters, operators",
+                reader: "submitters, operators, ingest (group `<prefix>.retry`)",
                 key: "business key",
                 cleanup: Cleanup::Delete { retention: 30 * DAY },
             },
@@ -245,6 +245,12 @@ pub fn coordinator_group(deployment: &Deployment) -> String {
 /// The consumer group of ingest.
 pub fn ingest_group(deployment: &Deployment) -> String {
     format!("{deployment}.ingest")
+}
+
+/// The consumer group in which ingest reads the outcomes, to drive retryable aborts again. While it lags,
+/// something waits for that.
+pub fn retry_group(deployment: &Deployment) -> String {
+    format!("{deployment}.retry")
 }
 
 /// The consumer group of a participant. Its committed offset on the decisions is the acknowledgement.

@@ -65,7 +65,9 @@ pub struct ExplainedRequest {
     pub order_key: String,
     pub shard: u16,
     pub shards: u16,
+    pub ordered: bool,
     pub deadline_ms: u64,
+    pub retry_after_ms: Vec<u64>,
     pub hash: String,
     pub branches: Vec<ExplainedBranch>,
 }
@@ -85,7 +87,7 @@ pub fn explain(rules: &Rules, keys: &Keys, shards: u16, value: Option<&[u8]>) ->
     Explanation {
         rules: tried.iter().map(RuleAsked::of).collect(),
         result: match result {
-            Ok(made) => Explained::Request(ExplainedRequest::of(made, shards)),
+            Ok(made) => Explained::Request(ExplainedRequest::of(made, rules, shards)),
             Err(Refusal::Rejected { code, field }) => Explained::Rejected { code, field },
             Err(Refusal::Ignored(why)) => Explained::Ignored { why: why.as_str() },
         },
@@ -130,8 +132,9 @@ impl RuleAsked {
 }
 
 impl ExplainedRequest {
-    fn of(made: Made, shards: u16) -> Self {
+    fn of(made: Made, rules: &Rules, shards: u16) -> Self {
         let Made { order_key, request, key } = made;
+        let retries = rules.retries_of(&request.rule).unwrap_or_default();
         Self {
             rule: request.rule,
             source: key.source,
@@ -141,7 +144,9 @@ impl ExplainedRequest {
             shard: shard_of(order_key.as_str().as_bytes(), shards).0,
             shards,
             order_key: order_key.to_string(),
+            ordered: request.ordered,
             deadline_ms: request.deadline_ms,
+            retry_after_ms: retries.iter().map(|pause| pause.as_millis() as u64).collect(),
             hash: request.hash.to_string(),
             branches: request
                 .branches
@@ -159,7 +164,15 @@ impl ExplainedRequest {
         writeln!(out, "about: {} of source {}, revision {}", self.key, self.source, self.revision)?;
         writeln!(out, "business key: {}", self.business_key)?;
         writeln!(out, "order key: {}, shard {} of {}", self.order_key, self.shard, self.shards)?;
+        if self.ordered {
+            writeln!(out, "ordered: starts when the transaction before it of this order key is decided")?;
+        }
         writeln!(out, "deadline: {} ms", self.deadline_ms)?;
+        let retries: Vec<String> = self.retry_after_ms.iter().map(u64::to_string).collect();
+        match retries.as_slice() {
+            [] => writeln!(out, "driven again: never")?,
+            retries => writeln!(out, "driven again: {} ms after an abort that may pass", retries.join(", "))?,
+        }
         writeln!(out, "hash: {}", self.hash)?;
         for branch in &self.branches {
             writeln!(out, "\n{} is asked to {}:\n{:#}", branch.participant, branch.operation, branch.payload)?;

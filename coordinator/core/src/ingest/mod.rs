@@ -269,7 +269,7 @@ fn make<'a>(scope: &Scope<'a>, keys: &Keys, origin: Option<&Origin>, event: &'a 
         rule: rule.id.clone(),
         source: origin.cloned(),
         deadline_ms: rule.deadline_ms,
-        ordered: false,
+        ordered: rule.ordered,
         branches,
         hash,
     };

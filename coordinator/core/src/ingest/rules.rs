@@ -15,6 +15,8 @@
 //! ]
 //! key = { source = "hospital", id = ["encounter $.id"], revision = ["encounter $.status"] }
 //! order = { name = "patient", of = ["encounter $.subject.reference"] }    # default: the business key
+//! ordered = true                       # transactions of one order key run one after the other; default: false
+//! retry_after_ms = [1000, 5000, 30000] # the default: what may pass by itself is asked for again, up to three times
 //!
 //! [rule.resources]                     # names for resources
 //! encounter = { type = "Encounter" }                                      # exactly one
@@ -47,9 +49,21 @@
 //!
 //! Beside any of them: `optional = true` (left out if the event has none) or `default = x`.
 //!
-//! Left out: ordered keys, branches that only some events of a rule have, versions of a rule.
+//! **Order.** The order key decides the shard. With `ordered = true` it decides the order too: of the same order key the next
+//! transaction starts when the one before is decided, whatever the decision is. The price is that a slow participant holds up
+//! whatever else there is about that patient, so a rule asks for it where the order matters (a merge before its later
+//! events) and names the order key itself: of one business key there is only one transaction to be ordered.
+//!
+//! **Driving again.** An abort whose reasons may pass by themselves (`expired`, `busy`, `in_progress`) is asked for again as
+//! the next attempt, so many milliseconds after its outcome: attempt 1 after the first number, attempt 2 after the second,
+//! and what was aborted once more than there are numbers is a person's (`suture tx retry`). `[]`: always a person's. The
+//! default outlasts a participant's restart; a participant that is away for longer costs four deadlines and 36 s. Of an
+//! ordered rule the next attempt takes its place behind whatever was asked for meanwhile. See [`crate::redrive`].
+//!
+//! Left out: branches that only some events of a rule have, versions of a rule.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -64,6 +78,15 @@ use super::scope::{Path, Paths};
 
 /// Deadline of a rule that names none, in milliseconds.
 const DEFAULT_DEADLINE_MS: u64 = 30_000;
+
+/// How long after its abort each attempt of a rule that says nothing is asked for again, in milliseconds.
+const DEFAULT_RETRY_AFTER_MS: [u64; 3] = [1_000, 5_000, 30_000];
+
+/// Most attempts that may follow the first one by themselves.
+const MAX_RETRIES: usize = 10;
+
+/// Longest wait before one: a day. The request is read again then, and stays in its topic for a week.
+const MAX_RETRY_AFTER_MS: u64 = 86_400_000;
 
 /// A compiled file of rules. The first rule that matches an event takes it.
 #[derive(Debug)]
@@ -90,6 +113,8 @@ pub(super) struct Rule {
     pub conditions: Vec<Condition>,
     pub key: Key,
     pub order: Option<Order>,
+    pub ordered: bool,
+    pub retry_after_ms: Vec<u64>,
     pub deadline_ms: u64,
     pub resources: Vec<Named>,
     pub branches: Vec<BranchRule>,
@@ -218,6 +243,17 @@ impl Rules {
         all.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
+    /// How long after its abort each attempt of a rule is asked for again; `None` if there is no such rule.
+    pub fn retries_of(&self, rule: &str) -> Option<Vec<Duration>> {
+        let rule = self.rules.iter().find(|known| known.id == rule)?;
+        Some(rule.retry_after_ms.iter().copied().map(Duration::from_millis).collect())
+    }
+
+    /// Whether any rule asks for aborts to be driven again.
+    pub fn drive_again(&self) -> bool {
+        self.rules.iter().any(|rule| !rule.retry_after_ms.is_empty())
+    }
+
     /// The participants that one rule names, in its order; `None` if there is no such rule.
     pub fn participants_of(&self, rule: &str) -> Option<Vec<&Participant>> {
         let rule = self.rules.iter().find(|known| known.id == rule)?;
@@ -261,6 +297,7 @@ struct RuleFile {
     deadline_ms: Option<u64>,
     #[serde(default)]
     ordered: bool,
+    retry_after_ms: Option<Vec<u64>>,
     #[serde(default)]
     resources: BTreeMap<String, NamedFile>,
     branch: Vec<BranchFile>,
@@ -326,12 +363,21 @@ impl RuleFile {
         if self.topics.is_empty() {
             return Err(at.key("topics").error("name at least one upstream topic"));
         }
-        if self.ordered {
-            return Err(at.key("ordered").error("ordered keys are not available yet; leave the key out"));
+        if self.ordered && self.order.is_none() {
+            return Err(at
+                .key("ordered")
+                .error("one after the other of what? Name the order key: order = { name = \"patient\", of = [..] }"));
         }
         let deadline_ms = self.deadline_ms.unwrap_or(DEFAULT_DEADLINE_MS);
         if !(1..=MAX_DEADLINE_MS).contains(&deadline_ms) {
             return Err(at.key("deadline_ms").error(&format!("write 1 to {MAX_DEADLINE_MS}")));
+        }
+        let retry_after_ms = self.retry_after_ms.unwrap_or_else(|| DEFAULT_RETRY_AFTER_MS.to_vec());
+        if retry_after_ms.len() > MAX_RETRIES || retry_after_ms.iter().any(|ms| *ms > MAX_RETRY_AFTER_MS) {
+            return Err(at.key("retry_after_ms").error(&format!(
+                "write up to {MAX_RETRIES} numbers from 0 to {MAX_RETRY_AFTER_MS}, one for each time that an abort is asked \
+                 for again; [] for never"
+            )));
         }
         if self.conditions.is_empty() {
             return Err(at.key("match").error("needs at least one condition, or the rule takes every event"));
@@ -344,7 +390,18 @@ impl RuleFile {
         refuse_circles(&resources, &at)?;
         let branches = self.branch.into_iter().map(|branch| branch.compile(&at)).collect::<Result<Vec<_>, _>>()?;
         refuse_wrong_counts(&branches, &at)?;
-        Ok(Rule { id: self.id, topics: self.topics, conditions, key, order, deadline_ms, resources, branches })
+        Ok(Rule {
+            id: self.id,
+            topics: self.topics,
+            conditions,
+            key,
+            order,
+            ordered: self.ordered,
+            retry_after_ms,
+            deadline_ms,
+            resources,
+            branches,
+        })
     }
 }
 

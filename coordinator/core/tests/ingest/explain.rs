@@ -30,6 +30,19 @@ fn aftercare_is_the_second_rule() {
 }
 
 #[test]
+fn an_ordered_surgery() {
+    let rules =
+        crate::compose_file("config/rules.toml").replace("id = \"surgery\"", "id = \"surgery\"\nordered = true");
+    let rules = suture_coordinator_core::ingest::rules::Rules::parse(&rules).unwrap();
+    let explanation = explain(&rules, &keys(), 12, Some(APPENDIX.as_bytes()));
+    let head = |line: &&str| !line.is_empty();
+    let text = explanation.to_text().lines().take_while(head).map(|line| format!("{line}\n")).collect::<String>();
+    assert_golden("ordered.txt", &text);
+    let json: Value = serde_json::from_str(&explanation.to_json()).unwrap();
+    assert_eq!(json["result"]["request"]["ordered"], true);
+}
+
+#[test]
 fn a_rejected_event() {
     assert_golden("rejected.txt", &explained(&APPENDIX.replace("15402.80", "15402.805")).to_text());
 }

@@ -1,6 +1,7 @@
 //! The language: what a file may say, what it is told when it is wrong, and what the makers make.
 
 use serde_json::{Value, json};
+use suture_coordinator_core::ingest::Mapped;
 use suture_coordinator_core::ingest::rules::Rules;
 
 use crate::{TOPIC, map_text, payload, rejection, request};
@@ -106,6 +107,22 @@ fn fields_are_written_sorted_by_name() {
 }
 
 #[test]
+fn a_rule_that_asks_for_order_gets_it_under_its_order_key() {
+    let order = |ordered: &str| {
+        with_payload("x = \"$.id\"").replace(
+            "id = \"r\"",
+            &format!("id = \"r\"\norder = {{ name = \"patient\", of = [\"$.status\"] }}\n{ordered}"),
+        )
+    };
+    let expected = format!("patient:{}", crate::keys().identity.pseudonym("patient", &["done"]));
+    for (line, ordered) in [("", false), ("ordered = false", false), ("ordered = true", true)] {
+        let rules = Rules::parse(&order(line)).unwrap();
+        let Mapped::Request { order_key, request } = map_text(&rules, &event().to_string()) else { panic!("{line}") };
+        assert_eq!((order_key.as_str(), request.ordered), (expected.as_str(), ordered), "{line}");
+    }
+}
+
+#[test]
 fn what_is_wrong_is_said_with_its_key() {
     let fine = with_payload("x = \"$.id\"");
     let change = |from: &str, to: &str| {
@@ -117,8 +134,13 @@ fn what_is_wrong_is_said_with_its_key() {
         ("rule = 3".to_string(), "the file", "expected a sequence"),
         (change("id = \"r\"", "id = \"R!\""), "rule R!: id", "1 to 40 of a-z"),
         (change("id = \"r\"", "id = \"r\"\nname = 3"), "the file", "unknown field `name`"),
-        (change("id = \"r\"", "id = \"r\"\nordered = true"), "rule r: ordered", "not available yet"),
+        (change("id = \"r\"", "id = \"r\"\nordered = true"), "rule r: ordered", "Name the order key"),
         (change("id = \"r\"", "id = \"r\"\ndeadline_ms = 0"), "rule r: deadline_ms", "1 to 3600000"),
+        (
+            change("id = \"r\"", "id = \"r\"\nretry_after_ms = [86400001]"),
+            "rule r: retry_after_ms",
+            "up to 10 numbers from 0 to 86400000",
+        ),
         (change("topics = [\"hospital.surgeries\"]", "topics = []"), "rule r: topics", "at least one"),
         (change("present = true", ""), "rule r: match[0]", "needs one test"),
         (change("present = true", "present = 1"), "rule r: match[0]", "a test is"),
