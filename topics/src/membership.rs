@@ -239,6 +239,10 @@ impl Member {
         let Some(code) = error.rdkafka_error_code() else { return };
         if code == RDKafkaErrorCode::PollExceeded {
             tracing::warn!(group = self.group, "this process was silent for too long, the group goes on without it");
+        } else if code == RDKafkaErrorCode::UnknownTopicOrPartition {
+            // Whoever joins has looked for its topics before, and a broker hears of a new one later than the others. Of
+            // one that is gone whoever reads it is told.
+            tracing::warn!(group = self.group, "a broker does not know a topic of the group; asking again");
         } else if fatal || weight(code) != Weight::Passing {
             let said = format!("membership in {}: {code}", self.group);
             self.waiting.push_back(MemberEvent::Failed(KafkaFailure::Fatal(said)));

@@ -200,8 +200,8 @@ async fn m2_after_prepare_a_session_can_only_finish_its_branch() {
     db.drop_database().await;
 }
 
-/// M3. After COM_RESET_CONNECTION or COM_CHANGE_USER the branch is off the list and locked, and XA COMMIT answers OK and
-/// commits nothing; a restart brings it back. So no connection goes back to a pool after XA PREPARE, and a commit is
+/// M3. After COM_RESET_CONNECTION or COM_CHANGE_USER, XA COMMIT answers OK and commits nothing: the branch leaves the list,
+/// its rows stay locked, a restart brings it back. So no connection goes back to a pool after XA PREPARE, and a commit is
 /// acknowledged only when its ledger row is seen.
 #[tokio::test]
 async fn m3_after_a_reset_xa_commit_answers_ok_and_commits_nothing() {
@@ -231,13 +231,14 @@ async fn m3_after_a_reset_xa_commit_answers_ok_and_commits_nothing() {
 /// So the `aborted` row is committed after the rollback and before the acknowledgement, and the sweep looks again.
 #[tokio::test]
 async fn m4_xa_rollback_is_not_durable_when_it_returns() {
-    // Something else may write the log in between: right after a start it came back in half of the tries, on an idle
-    // server in 11 of 12. Once is enough.
+    // Something else may write the log in between: it came back in two of three tries on a busy machine, in 11 of 12 on
+    // an idle one. Once is enough.
     const TRIES: u32 = 20;
     let server = Private::start("mariadb");
     let db = Db::on(&server.url()).await;
     for n in 0..TRIES {
         let branch = format!("a{n}");
+        until_the_log_is_written(&db).await;
         finish_and_kill(&server, &db, &branch, "rollback", None).await;
         if db.lists(&branch).await {
             return;
@@ -253,6 +254,7 @@ async fn m4_a_committed_row_makes_the_rollback_before_it_durable() {
     let db = Db::on(&server.url()).await;
     for branch in ["a0", "a1", "a2"] {
         let row = format!("insert into ledger values ('{branch}', 'aborted')");
+        until_the_log_is_written(&db).await;
         finish_and_kill(&server, &db, branch, "rollback", Some(&row)).await;
         assert!(!db.lists(branch).await);
     }
@@ -264,16 +266,29 @@ async fn m4_xa_commit_is_durable_when_it_returns() {
     let server = Private::start("mariadb");
     let db = Db::on(&server.url()).await;
     for branch in ["a0", "a1", "a2"] {
+        until_the_log_is_written(&db).await;
         finish_and_kill(&server, &db, branch, "commit", None).await;
         assert!(!db.lists(branch).await);
         assert_eq!(db.number(&format!("select count(*) from ledger where txid = '{branch}'")).await, 1);
     }
 }
 
+/// MariaDB writes its log once a second whatever is asked of it, and the first time after a start whatever it is told.
+/// After this it can be told to wait.
+async fn until_the_log_is_written(db: &Db) {
+    let mut session = db.session().await;
+    for statement in ["begin", "update t set v = v + 1 where id = 40", "rollback"] {
+        session.ok(statement).await; // nothing that has to be durable
+    }
+    let unwritten = "select max(variable_value + 0) - min(variable_value + 0) from information_schema.global_status
+        where variable_name in ('innodb_lsn_current', 'innodb_lsn_flushed')";
+    until("the log is written", async || session.rows::<f64>(unwritten).await.unwrap()[0] == 0.0).await;
+}
+
 pub async fn finish_and_kill(server: &Private, db: &Db, branch: &str, verb: &str, then: Option<&str>) {
     let row = format!("insert into ledger values ('{branch}', 'committed')");
     let mut session = db.prepared(branch, &[&row]).await;
-    // Otherwise a flush that is due each second may come before the kill: this is about what the return promises.
+    // The writing that is due each second must not come before the kill: this is about what the return promises.
     db.execute("set global innodb_flush_log_at_timeout = 2700").await;
     session.ok(&format!("xa {verb} {}", db.xid(branch))).await;
     if let Some(statement) = then {
@@ -443,8 +458,8 @@ async fn m11_a_branch_refuses_ddl_and_a_transaction_refuses_a_branch() {
     db.drop_database().await;
 }
 
-/// M12. Both halves of a name hold 64 bytes; whoever finishes must repeat all of it; one in use is refused; it is never
-/// a parameter. So names are checked for length and letters, and written as literals.
+/// M12. Both halves of a name hold 64 bytes; whoever finishes must repeat both; one in use is refused; it is never a
+/// parameter. So names are checked for length and letters, and written as literals.
 #[tokio::test]
 async fn m12_a_branchs_name_is_a_literal_of_twice_64_bytes() {
     let db = Db::shared().await;
@@ -514,14 +529,21 @@ async fn m15_without_flush_at_commit_a_prepared_branch_is_lost() {
 }
 
 pub async fn lost_without_flush(server: &Private, db: &Db) {
-    // The flush that is due each second must not come before the kill.
-    db.execute("set global innodb_flush_log_at_timeout = 2700").await;
-    db.execute("set global innodb_flush_log_at_trx_commit = 0").await;
-    let _holder = db.prepared("a", &["insert into t values (1, 1)"]).await;
-    assert!(db.lists("a").await);
-    server.kill();
-    server.start_again();
-    assert!(!db.lists("a").await);
+    const TRIES: u32 = 20; // Something else may write the log in between. Once is enough.
+    for n in 0..TRIES {
+        // The writing that is due each second must not come before the kill.
+        db.execute("set global innodb_flush_log_at_timeout = 2700").await;
+        db.execute("set global innodb_flush_log_at_trx_commit = 0").await;
+        let branch = format!("a{n}");
+        let row = format!("insert into ledger values ('{branch}', 'committed')");
+        let _holder = db.prepared(&branch, &[&row]).await;
+        server.kill_at_once().await;
+        server.start_again();
+        if !db.lists(&branch).await {
+            return;
+        }
+    }
+    panic!("kept, {TRIES} of {TRIES}");
 }
 
 /// M17. A prepared branch holds its unique business key against others; committed, the key is a duplicate.

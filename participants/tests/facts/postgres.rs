@@ -254,12 +254,12 @@ async fn q11_without_synchronous_commit_a_plain_commit_is_lost() {
     let db = Db::on(&server.url()).await;
     // The log writer would save the commit within 200 ms, if it came before the kill.
     db.ok("alter system set wal_writer_delay = '10s'").await;
-    db.ok("alter system set synchronous_commit = off").await;
+    db.ok("select pg_reload_conf()").await;
+    db.ok(&format!("alter database {} set synchronous_commit = off", db.name)).await;
     let restart = || {
         server.kill();
         server.start_again();
     };
-    restart();
     db.prepare("a", "insert into t values (1, 1)").await.unwrap();
     restart();
     assert!(db.lists("a").await, "PREPARE");
