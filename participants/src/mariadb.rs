@@ -8,7 +8,7 @@
 //! reserve   SAVEPOINT; the ledger row; the steps             in one round trip a branch
 //! ```
 //!
-//! How a branch goes through these stands in [`crate::xa`] and [`crate::reserve`].
+//! How a branch goes through these stands in `xa` and `reserve`.
 //!
 //! - **Text protocol, values as literals.** XA statements cannot be prepared, and only text takes several statements in one trip.
 //!   Text goes as `_utf8mb4 x'..'`: hexadecimal digits, so that no rule of quoting is relied on.
@@ -19,7 +19,7 @@
 //!   OK and nothing happens. So no OK counts here; the row is looked for afterwards.
 //! - XA ROLLBACK is not durable when it returns. The `aborted` row is, and takes the rollback with it.
 //! - A deadlock ends the whole local transaction, and what follows would be in autocommit: a script ends with its first
-//!   error, and a savepoint that is gone tells it ([`GONE`]).
+//!   error, and a savepoint that is gone tells it (`GONE`).
 //!
 //! MySQL: branches are detached at once (`xa_detach_on_prepare`), listing them needs XA_RECOVER_ADMIN, and a statement has no
 //! time limit unless it is a SELECT.

@@ -7,7 +7,7 @@
 //! reserve   SAVEPOINT; the ledger row; the steps                                in one flight a branch
 //! ```
 //!
-//! How a branch goes through these stands in [`crate::xa`] and [`crate::reserve`].
+//! How a branch goes through these stands in `xa` and `reserve`.
 //!
 //! - PREPARE in a failed block answers ROLLBACK without an error, COMMIT too, and the driver drops the tag.
 //! - Connections: some for prepares, some for decisions, one for positions. None is shared, and one that was left in the

@@ -7,7 +7,7 @@
 //! - After every error the connection is asked whether the transaction is still there: a full disk ends all of it, and
 //!   what followed would be in autocommit.
 //!
-//! How batches run stands in [`crate::reserve`].
+//! How batches run stands in `reserve`.
 //!
 //! Left out: several writers; attached files (in WAL they are not atomic together).
 
