@@ -3,6 +3,7 @@
 //! - [`ingest`]: turns upstream events into requests.
 //! - [`service`]: the coordinator. It owns shards, applies what it reads and appends what the core says.
 //! - `takeover`: where the owner of a shard starts to read.
+//! - `recall`: requests that are read once more.
 //! - `clients`: what both do alike with their Kafka clients.
 //! - `under_way`, `clock`: appends without a report yet, and the one place that reads clocks.
 
@@ -11,5 +12,6 @@ pub mod service;
 
 mod clients;
 mod clock;
+mod recall;
 mod takeover;
 mod under_way;

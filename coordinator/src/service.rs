@@ -34,6 +34,7 @@ use suture_topics::outbox::{Delivery, Failure, Outbox};
 use suture_topics::probe::Probe;
 use suture_topics::reader::{Reader, ReaderEvent};
 use suture_topics::record::Record;
+use suture_topics::scan::{ScanFailure, Scanner};
 use suture_topics::settings::KafkaSettings;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -41,6 +42,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::clients::{self, DRAIN, answered};
 use crate::clock;
+use crate::recall::{MOST_RECALLS, Recalled, recall};
 use crate::takeover::{Start, TakeOver, TakeOverFailure, is_served, look_up_ids};
 use crate::under_way::UnderWay;
 
@@ -159,6 +161,8 @@ enum LookUp {
     TakeOver(ShardId, Result<Start, TakeOverFailure>),
     /// Which of these participants have topics, and where their votes partitions start and end, by shard.
     Standing(BTreeSet<Participant>, Result<Vec<Standing>, KafkaFailure>),
+    /// Requests that were read once more; the scanner is free again.
+    Recalled(Scanner, Vec<Recalled>),
 }
 
 /// One participant's answer to a look-up.
@@ -220,6 +224,9 @@ struct Service {
     committing: Option<Committing>,
     asked: BTreeSet<Participant>,
     asking: bool,
+    /// Requests to read once more, and who does: away while it reads.
+    recalls: BTreeSet<(ShardId, u64)>,
+    scanner: Option<Scanner>,
     missing_checked: Instant,
     started: Instant,
     last_loop: Instant,
@@ -246,11 +253,13 @@ impl Service {
                 let _ = post_delivery.send(delivery);
             })?;
             let reader = Reader::start(&kafka, &group, post_reader)?;
+            let scanner = Scanner::start(&kafka, &group)?;
             let requests = Topic::Requests.name(&kafka.prefix);
             let membership = Membership::start(&kafka, &group, &[requests], post_member)?;
-            Ok((kafka, outbox, reader, membership))
+            Ok((kafka, outbox, reader, scanner, membership))
         });
-        let (kafka, outbox, reader, membership) = started.await.map_err(|_| CoordinatorFailure::ClientGone)??;
+        let (kafka, outbox, reader, scanner, membership) =
+            started.await.map_err(|_| CoordinatorFailure::ClientGone)??;
         info!(
             prefix = %kafka.prefix, bootstrap = %kafka.bootstrap, log = %known.letters,
             participants = known.ids.votes.len(), "coordinator started"
@@ -279,6 +288,8 @@ impl Service {
             committing: None,
             asked: BTreeSet::new(),
             asking: false,
+            recalls: BTreeSet::new(),
+            scanner: Some(scanner),
             missing_checked: now,
             started: now,
             last_loop: now,
@@ -353,14 +364,7 @@ impl Service {
         if !tenure.awaited.is_empty() && tenure.awaited.contains_key(topic) {
             return;
         }
-        let raw = Raw {
-            offset: record.offset,
-            // Without a time it is never called old.
-            timestamp_ms: record.timestamp_ms.unwrap_or(i64::MAX),
-            key: record.key.as_deref(),
-            value: record.value.as_deref(),
-            traceparent: record.traceparent.as_deref(),
-        };
+        let raw = raw_of(record);
         let applied = match topic {
             Topic::Requests => tenure.shard.apply(shard::Record::Request(raw)),
             Topic::Votes(participant) => tenure.shard.apply(shard::Record::Vote(participant, raw)),
@@ -428,6 +432,39 @@ impl Service {
                         self.asked.extend(asked);
                     }
                 }
+            }
+            LookUp::Recalled(scanner, recalled) => {
+                self.scanner = Some(scanner);
+                for recalled in recalled {
+                    self.on_recalled(recalled)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn on_recalled(&mut self, Recalled { shard, wanted, found }: Recalled) -> Result<(), CoordinatorFailure> {
+        let records = match found {
+            Err(ScanFailure::Kafka(failure)) if failure.is_fatal() => return Err(failure.into()),
+            Err(ScanFailure::Kafka(failure)) => {
+                warn!(%shard, %failure, "reading requests once more");
+                self.recalls.extend(wanted.into_iter().map(|offset| (shard, offset)));
+                return Ok(());
+            }
+            Err(ScanFailure::OutOfRange(_)) => Vec::new(),
+            Ok(records) => records,
+        };
+        let Some(tenure) = self.tenures.get_mut(&shard) else { return Ok(()) };
+        if records.len() < wanted.len() {
+            warn!(%shard, "requests that are not decided are not in their log any more: the shard is taken anew");
+            self.put_away(shard);
+            self.take(shard);
+            return Ok(());
+        }
+        for record in &records {
+            if let Err(stop) = tenure.shard.recalled(raw_of(record)) {
+                self.stop(shard, &stop.to_string());
+                return Ok(());
             }
         }
         Ok(())
@@ -607,6 +644,21 @@ impl Service {
         });
     }
 
+    /// Reads requests once more, unless that is under way.
+    fn recall(&mut self) {
+        if self.recalls.is_empty() {
+            return;
+        }
+        let Some(mut scanner) = self.scanner.take() else { return };
+        let round: Vec<_> = (0..MOST_RECALLS).map_while(|_| self.recalls.pop_first()).collect();
+        let (kafka, post) = (self.kafka.clone(), self.post_look_up.clone());
+        tokio::task::spawn_blocking(move || {
+            let recalled = recall(&kafka, &mut scanner, round);
+            // The receiver goes away only with the whole service.
+            let _ = post.send(LookUp::Recalled(scanner, recalled));
+        });
+    }
+
     /// Notes a participant's votes topic, which no tenure reads before it is told to.
     fn learn(&mut self, participant: Participant, topic_id: [u8; 16]) {
         let topic = Topic::Votes(participant.clone());
@@ -667,6 +719,7 @@ impl Service {
             // Also without room: while appends do not get through, reading goes on.
             self.mind_the_window(id);
         }
+        self.recall();
     }
 
     /// Requests are paused while the window is full; a shard that is being loaded takes a full window for the end.
@@ -690,7 +743,7 @@ impl Service {
 
     /// Appends everything at once. What the broker does not take now is due again.
     fn carry_out(&mut self, id: ShardId, step: Step) {
-        let Step { prepares, noes, decisions, outcomes, rejections, rereads, look_up, alarms } = step;
+        let Step { prepares, noes, decisions, outcomes, rejections, rereads, recalls, look_up, alarms } = step;
         for Append { what, message: (participant, prepare), traceparent } in prepares {
             let key = prepare.txid.to_string();
             self.append(id, what, &Topic::Prepare(participant), &key, &prepare, traceparent.as_deref());
@@ -714,6 +767,7 @@ impl Service {
         for (participant, from) in rereads {
             self.read_from(id, Topic::Votes(participant), from);
         }
+        self.recalls.extend(recalls.into_iter().map(|offset| (id, offset)));
         if !look_up.is_empty() {
             self.asked.extend(look_up);
             self.ask();
@@ -875,6 +929,7 @@ impl Service {
             total.open += summary.open;
             total.window += summary.window;
             total.waiting += summary.waiting;
+            total.in_line += summary.in_line;
             total.held_votes += summary.held_votes;
             total.committed += summary.committed;
             total.aborted += summary.aborted;
@@ -898,6 +953,7 @@ impl Service {
                 stopped,
                 open = total.open,
                 waiting = total.waiting,
+                in_line = total.in_line,
                 oldest_s,
                 window = total.window,
                 lag,
@@ -934,6 +990,17 @@ impl Service {
             0 => Ok(()),
             stopped => Err(CoordinatorFailure::StoppedShards(stopped)),
         }
+    }
+}
+
+fn raw_of(record: &Record) -> Raw<'_> {
+    Raw {
+        offset: record.offset,
+        // Without a time it is never called old.
+        timestamp_ms: record.timestamp_ms.unwrap_or(i64::MAX),
+        key: record.key.as_deref(),
+        value: record.value.as_deref(),
+        traceparent: record.traceparent.as_deref(),
     }
 }
 
