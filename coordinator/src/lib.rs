@@ -3,7 +3,7 @@
 //! - [`ingest`]: turns upstream events into requests.
 //! - [`service`]: the coordinator. It owns shards, applies what it reads and appends what the core says.
 //! - `takeover`: where the owner of a shard starts to read.
-//! - `recall`: requests that are read once more.
+//! - `recall`, `seek`: requests that are read once more, and decisions that are looked for in their log.
 //! - `clients`: what both do alike with their Kafka clients.
 //! - `under_way`, `clock`: appends without a report yet, and the one place that reads clocks.
 
@@ -13,5 +13,6 @@ pub mod service;
 mod clients;
 mod clock;
 mod recall;
+mod seek;
 mod takeover;
 mod under_way;

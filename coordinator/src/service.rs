@@ -24,10 +24,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use suture_contract::codec::{Message, encode};
-use suture_contract::ids::{LogLetters, Participant, Shard as ShardId};
+use suture_contract::ids::{LogLetters, Participant, Shard as ShardId, Txid};
 use suture_contract::topic_map::{Topic, coordinator_group};
 use suture_coordinator_core::positions::{Positions, TopicIds};
-use suture_coordinator_core::shard::{self, Alarm, Append, Limits, Raw, Shard, Step, VoidVote, What};
+use suture_coordinator_core::shard::{self, Alarm, Append, Limits, LookedFor, Raw, Shard, Step, VoidVote, What};
 use suture_topics::failure::{KafkaFailure, until_answered};
 use suture_topics::membership::{Commit, CommitError, Committing, MemberEvent, Membership};
 use suture_topics::outbox::{Delivery, Failure, Outbox};
@@ -43,6 +43,7 @@ use tracing::{debug, error, info, warn};
 use crate::clients::{self, DRAIN, answered};
 use crate::clock;
 use crate::recall::{MOST_RECALLS, Recalled, recall};
+use crate::seek::{Sought, seek};
 use crate::takeover::{Start, TakeOver, TakeOverFailure, is_served, look_up_ids};
 use crate::under_way::UnderWay;
 
@@ -163,6 +164,8 @@ enum LookUp {
     Standing(BTreeSet<Participant>, Result<Vec<Standing>, KafkaFailure>),
     /// Requests that were read once more; the scanner is free again.
     Recalled(Scanner, Vec<Recalled>),
+    /// What the decision log says of these transactions of a shard.
+    Sought(ShardId, Vec<Txid>, Result<Sought, ScanFailure>),
 }
 
 /// One participant's answer to a look-up.
@@ -227,6 +230,9 @@ struct Service {
     /// Requests to read once more, and who does: away while it reads.
     recalls: BTreeSet<(ShardId, u64)>,
     scanner: Option<Scanner>,
+    /// Transactions whose decisions are to be looked for, by shard, and whether that is under way for one.
+    seeks: BTreeMap<ShardId, Vec<Txid>>,
+    seeking: bool,
     missing_checked: Instant,
     started: Instant,
     last_loop: Instant,
@@ -290,6 +296,8 @@ impl Service {
             asking: false,
             recalls: BTreeSet::new(),
             scanner: Some(scanner),
+            seeks: BTreeMap::new(),
+            seeking: false,
             missing_checked: now,
             started: now,
             last_loop: now,
@@ -439,6 +447,33 @@ impl Service {
                     self.on_recalled(recalled)?;
                 }
             }
+            LookUp::Sought(id, txids, sought) => {
+                self.seeking = false;
+                self.on_sought(id, &txids, sought)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn on_sought(
+        &mut self,
+        id: ShardId,
+        txids: &[Txid],
+        sought: Result<Sought, ScanFailure>,
+    ) -> Result<(), CoordinatorFailure> {
+        let Some(tenure) = self.tenures.get_mut(&id) else { return Ok(()) };
+        let Sought { records, requests_start } = match sought {
+            Ok(sought) => sought,
+            Err(ScanFailure::Kafka(failure)) if failure.is_fatal() => return Err(failure.into()),
+            Err(failure) => {
+                warn!(shard = %id, %failure, "looking for decisions");
+                tenure.shard.not_looked_for(txids);
+                return Ok(());
+            }
+        };
+        let records: Vec<Raw<'_>> = records.iter().map(raw_of).collect();
+        if let Err(stop) = tenure.shard.looked_for(LookedFor { txids, records: &records, requests_start }) {
+            self.stop(id, &stop.to_string());
         }
         Ok(())
     }
@@ -659,6 +694,21 @@ impl Service {
         });
     }
 
+    /// Looks for decisions in one shard's log, unless that is under way.
+    fn seek(&mut self) {
+        if self.seeking {
+            return;
+        }
+        let Some((id, txids)) = self.seeks.pop_first() else { return };
+        self.seeking = true;
+        let (kafka, probe, post) = (self.kafka.clone(), Arc::clone(&self.probe), self.post_look_up.clone());
+        tokio::task::spawn_blocking(move || {
+            let sought = seek(&kafka, &probe, id, &txids);
+            // The receiver goes away only with the whole service.
+            let _ = post.send(LookUp::Sought(id, txids, sought));
+        });
+    }
+
     /// Notes a participant's votes topic, which no tenure reads before it is told to.
     fn learn(&mut self, participant: Participant, topic_id: [u8; 16]) {
         let topic = Topic::Votes(participant.clone());
@@ -720,6 +770,7 @@ impl Service {
             self.mind_the_window(id);
         }
         self.recall();
+        self.seek();
     }
 
     /// Requests are paused while the window is full; a shard that is being loaded takes a full window for the end.
@@ -743,7 +794,8 @@ impl Service {
 
     /// Appends everything at once. What the broker does not take now is due again.
     fn carry_out(&mut self, id: ShardId, step: Step) {
-        let Step { prepares, noes, decisions, outcomes, rejections, rereads, recalls, look_up, alarms } = step;
+        let Step { prepares, noes, decisions, outcomes, echoes, rejections, rereads, recalls, seek, look_up, alarms } =
+            step;
         for Append { what, message: (participant, prepare), traceparent } in prepares {
             let key = prepare.txid.to_string();
             self.append(id, what, &Topic::Prepare(participant), &key, &prepare, traceparent.as_deref());
@@ -752,7 +804,7 @@ impl Service {
             let (topic, key) = (Topic::Votes(message.participant.clone()), message.txid.to_string());
             self.append(id, what, &topic, &key, &message, traceparent.as_deref());
         }
-        for Append { what, message, traceparent } in decisions {
+        for Append { what, message, traceparent } in decisions.into_iter().chain(echoes) {
             let key = message.txid.to_string();
             self.append(id, what, &Topic::Decisions, &key, &message, traceparent.as_deref());
         }
@@ -768,6 +820,9 @@ impl Service {
             self.read_from(id, Topic::Votes(participant), from);
         }
         self.recalls.extend(recalls.into_iter().map(|offset| (id, offset)));
+        if !seek.is_empty() {
+            self.seeks.insert(id, seek);
+        }
         if !look_up.is_empty() {
             self.asked.extend(look_up);
             self.ask();
@@ -814,6 +869,14 @@ impl Service {
                     "these participants have no topics, and no other named one can take a `no`: the transaction waits; create them with `suture topics apply`"
                 );
             }
+            Alarm::NoDecision { txid, participant, is_gone: true } => error!(
+                shard = %id, %txid, %participant,
+                "a participant asks for a decision that was cleaned up, or never made: its request is below the start of its log; look into what became of it at the others"
+            ),
+            Alarm::NoDecision { txid, participant, is_gone: false } => error!(
+                shard = %id, %txid, %participant,
+                "a participant asks for a decision, and there is none in the log: somebody invented the transaction, or acknowledged records were lost"
+            ),
             Alarm::EarlyVotes { participants } => {
                 let names: Vec<_> = participants.iter().map(ToString::to_string).collect();
                 error!(
@@ -935,6 +998,7 @@ impl Service {
             total.aborted += summary.aborted;
             total.rejected += summary.rejected;
             total.void_votes += summary.void_votes;
+            total.echoed += summary.echoed;
             oldest_ms = shard.oldest_open_ms().into_iter().chain(oldest_ms).min();
         }
         self.void_votes.clear();
@@ -964,6 +1028,7 @@ impl Service {
                 rejected = total.rejected,
                 held_votes = total.held_votes,
                 void_votes = total.void_votes,
+                echoed = total.echoed,
                 "summary"
             );
         });

@@ -5,6 +5,7 @@
 //! - [`ingest`]: an upstream event and declarative rules give a request, or a rejection;
 //! - [`shard`]: requests and votes give decisions;
 //! - [`transaction`]: one transaction and the table of its transitions;
+//! - [`inquiry`]: participants that ask again;
 //! - [`early`]: votes that came before their requests;
 //! - [`positions`]: where another owner of a shard may start to read.
 
@@ -12,5 +13,6 @@ pub mod ingest;
 pub mod shard;
 
 pub mod early;
+pub mod inquiry;
 pub mod positions;
 pub mod transaction;

@@ -30,10 +30,13 @@
 //!    requests log, so every owner has the same. What it asks for is not kept while it waits, but read again at its turn
 //!    ([`Step::recalls`]).
 //!
+//! 11. *Inquiry.* A vote that is said again and marked asks for its decision. Who is answered, and how often, says
+//!     [`crate::inquiry`]. What is read while the shard is being taken is not answered: who is in doubt asks again.
+//!
 //! A failed append needs no undo: `step` only marks what is under way, and what was not delivered is due again, the same
 //! bytes under the same key.
 //!
-//! Left out: tombstones of decisions, inquiries (a vote that is said again is void like every second vote), a hot standby.
+//! Left out: tombstones of decisions, a hot standby.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -47,6 +50,7 @@ use suture_contract::messages::{
 use suture_contract::partitioner::shard_of;
 
 use crate::early::{EarlyVotes, HeldVote};
+use crate::inquiry::{Claim, Inquiries};
 use crate::positions::Positions;
 use crate::transaction::{
     Content, Effect, Event, Line, NoReason, Reason, Register, Sending, State, Transaction, Violation,
@@ -155,6 +159,7 @@ pub enum What {
     Decision { offset: u64 },
     Outcome { offset: u64 },
     Rejection { offset: u64 },
+    Echo { offset: u64 },
 }
 
 /// How an append ended.
@@ -179,12 +184,16 @@ pub struct Step {
     pub decisions: Vec<Append<Decision>>,
     /// To the outcomes. Their decisions are acknowledged.
     pub outcomes: Vec<Append<Outcome>>,
+    /// Decisions that are in the decision log already, once more, equal: a participant asked.
+    pub echoes: Vec<Append<Decision>>,
     /// To the rejected.
     pub rejections: Vec<Append<Rejection>>,
     /// Votes partitions to read again from an offset: votes that were let go can be placed now.
     pub rereads: Vec<(Participant, u64)>,
     /// Requests to read once more, by offset: what they ask for is needed again. Give them to [`Shard::recalled`].
     pub recalls: Vec<u64>,
+    /// Transactions whose decisions are to be looked for in the decision log: answer with [`Shard::looked_for`].
+    pub seek: Vec<Txid>,
     /// Participants of which the shard must know whether they have topics: answer with [`Shard::standing`].
     pub look_up: Vec<Participant>,
     /// What an operator should know.
@@ -220,6 +229,16 @@ pub enum Alarm {
         txid: Txid,
         /// Who has no topics.
         participants: Vec<Participant>,
+    },
+    /// A participant asks for a decision, and the decision log has none of that transaction.
+    NoDecision {
+        /// Which transaction.
+        txid: Txid,
+        /// Who asks.
+        participant: Participant,
+        /// Whether the request is below the start of its log: the decision may have been cleaned up. If not, it was lost, or
+        /// there was no such transaction.
+        is_gone: bool,
     },
     /// Votes have been waiting for their requests for so long that somebody invented them, or requests were lost.
     EarlyVotes {
@@ -309,6 +328,19 @@ pub struct Summary {
     pub rejected: u64,
     /// Votes that did not count, late ones aside.
     pub void_votes: u64,
+    /// Decisions appended again because a participant asked.
+    pub echoed: u64,
+}
+
+/// What the decision log says of transactions that were looked for.
+#[derive(Debug, Clone, Copy)]
+pub struct LookedFor<'a> {
+    /// All that were looked for.
+    pub txids: &'a [Txid],
+    /// The last record of each that there is one of. The log was read to its end.
+    pub records: &'a [Raw<'a>],
+    /// The start of the requests log, looked up after that.
+    pub requests_start: u64,
 }
 
 /// One partition of all protocol topics, as its owner knows it.
@@ -336,6 +368,7 @@ pub struct Shard {
     early_decisions: BTreeMap<u64, EarlyDecision>,
     /// Since when early votes were there, whenever a step looked.
     early_votes_since: Option<Duration>,
+    inquiries: Inquiries,
 
     /// Offsets to look at in the next step; each transaction stands here at most once.
     due: VecDeque<u64>,
@@ -428,6 +461,7 @@ impl Shard {
             next_decision: positions.decisions,
             early_decisions: BTreeMap::new(),
             early_votes_since: None,
+            inquiries: Inquiries::default(),
             due: VecDeque::new(),
             deadlines: BTreeSet::new(),
             alarms: Vec::new(),
@@ -575,6 +609,7 @@ impl Shard {
             let Some(offset) = self.due.pop_front() else { break };
             appended += self.send_due(offset, now, &mut step);
         }
+        self.answer_inquiries(now, &mut step);
         self.ask_for_rereads(&mut step);
         self.mind_early_votes(now, &mut step);
         self.pass_finished();
@@ -830,12 +865,18 @@ impl Shard {
     fn count_vote(&mut self, seat: u16, vote: HeldVote) -> Result<(), Stop> {
         let HeldVote { at: vote_at, came_ms, vote } = vote;
         let offset = vote.txid.offset;
+        let asks = vote.inquiry && vote.by == Voter::Participant && self.live;
         let Some(transaction) = transaction_mut(&mut self.window, offset) else {
             // Not in the window it is finished; there it is a place that holds no request.
             if self.window.contains_key(&offset) {
                 self.void(seat, vote_at, VoidVote::NoTransaction);
-            } else if offset < self.floor.below {
+                return Ok(());
+            }
+            if offset < self.floor.below {
                 self.floor.keep_vote(seat, vote_at);
+            }
+            if asks {
+                self.inquiries.claim(offset, seat, Claim { at: vote_at, hash: vote.hash });
             }
             return Ok(());
         };
@@ -843,10 +884,14 @@ impl Shard {
             self.void(seat, vote_at, VoidVote::WrongHash);
             return Ok(());
         }
+        let is_told = transaction.state.is_told();
         let Some(register) = transaction.register_mut(seat) else {
             self.void(seat, vote_at, VoidVote::NotNamed);
             return Ok(());
         };
+        if asks && is_told {
+            self.inquiries.ask(offset);
+        }
         if register.vote.is_some() {
             return Ok(());
         }
@@ -917,6 +962,64 @@ impl Shard {
         }
     }
 
+    // Inquiries.
+
+    /// The decision log was looked through for [`Step::seek`]. Answers to an earlier tenure of this process are as good.
+    pub fn looked_for(&mut self, answer: LookedFor<'_>) -> Result<(), Stop> {
+        let mut decisions = BTreeMap::new();
+        for raw in answer.records {
+            let Some(value) = raw.value else { continue };
+            let decision = read_decision(raw.offset, value)?;
+            decisions.insert(decision.txid, decision);
+        }
+        for &txid in answer.txids {
+            let mut fits = false;
+            for (seat, Claim { at, hash }) in self.inquiries.take_sought(txid.offset) {
+                let participant = &self.roster[usize::from(seat)].participant;
+                match decisions.get(&txid) {
+                    None => {
+                        let (participant, is_gone) = (participant.clone(), txid.offset < answer.requests_start);
+                        self.alarms.push(Alarm::NoDecision { txid, participant, is_gone });
+                    }
+                    Some(decision) if decision.hash != hash => self.void(seat, at, VoidVote::WrongHash),
+                    Some(decision) if !decision.participants.contains(participant) => {
+                        self.void(seat, at, VoidVote::NotNamed);
+                    }
+                    Some(_) => fits = true,
+                }
+            }
+            if let Some(decision) = decisions.remove(&txid).filter(|_| fits) {
+                self.inquiries.found(decision);
+            }
+        }
+        Ok(())
+    }
+
+    /// The decision log could not be looked through: who is in doubt asks again.
+    pub fn not_looked_for(&mut self, txids: &[Txid]) {
+        for txid in txids {
+            self.inquiries.take_sought(txid.offset);
+        }
+    }
+
+    fn answer_inquiries(&mut self, now: Duration, step: &mut Step) {
+        let echo = |message: Decision, traceparent| Append {
+            what: What::Echo { offset: message.txid.offset },
+            message,
+            traceparent,
+        };
+        for offset in self.inquiries.take_asked(now) {
+            let txid = self.txid(offset);
+            let Some(transaction) = transaction_mut(&mut self.window, offset) else { continue };
+            let Some(verdict) = transaction.state.verdict() else { continue };
+            let decision = decision_of(txid, verdict, transaction, &self.roster);
+            step.echoes.push(echo(decision, transaction.traceparent.clone()));
+        }
+        step.echoes.extend(self.inquiries.take_found(now).into_iter().map(|decision| echo(decision, None)));
+        self.summary.echoed += step.echoes.len() as u64;
+        step.seek = self.inquiries.seek(now).into_iter().map(|offset| self.txid(offset)).collect();
+    }
+
     // Decisions.
 
     fn apply_decision(&mut self, raw: Raw<'_>) -> Result<(), Stop> {
@@ -926,13 +1029,7 @@ impl Shard {
         self.next_decision = raw.offset + 1;
         let Some(value) = raw.value else { return Ok(()) };
         let bad = |reason| Stop::BadDecision { offset: raw.offset, reason };
-        let decision: Decision = match codec::decode(value) {
-            Ok(decision) => decision,
-            Err(Unreadable::Newer { v }) => {
-                return Err(Stop::Newer { topic: "decisions".to_string(), offset: raw.offset, v });
-            }
-            Err(_) => return Err(bad("it cannot be read")),
-        };
+        let decision = read_decision(raw.offset, value)?;
         if decision.txid.log != self.log {
             return Ok(());
         }
@@ -1181,14 +1278,16 @@ impl What {
             | Self::No { offset, .. }
             | Self::Decision { offset }
             | Self::Outcome { offset }
-            | Self::Rejection { offset } => offset,
+            | Self::Rejection { offset }
+            | Self::Echo { offset } => offset,
         }
     }
 
-    /// What to call an append without which the shard cannot go on. A prepare that is refused becomes a `no`.
+    /// What to call an append without which the shard cannot go on. A prepare that is refused becomes a `no`, and who was
+    /// not answered asks again.
     fn indispensable(self) -> Option<&'static str> {
         match self {
-            Self::Prepare { .. } => None,
+            Self::Prepare { .. } | Self::Echo { .. } => None,
             Self::No { .. } => Some("no in a participant's place"),
             Self::Decision { .. } => Some("decision"),
             Self::Outcome { .. } => Some("outcome"),
@@ -1309,20 +1408,25 @@ fn send_decision(
         return 0;
     }
     transaction.decision = Sending::UnderWay;
-    let name = |register: &Register| roster[usize::from(register.seat)].participant.clone();
     step.decisions.push(Append {
         what: What::Decision { offset: txid.offset },
-        message: Decision {
-            txid,
-            outcome: verdict,
-            participants: transaction.registers.iter().map(name).collect(),
-            business_key: transaction.business_key.clone(),
-            attempt: transaction.attempt,
-            hash: transaction.hash,
-        },
+        message: decision_of(txid, verdict, transaction, roster),
         traceparent: transaction.traceparent.clone(),
     });
     1
+}
+
+/// The decision as it is appended, every time the same.
+fn decision_of(txid: Txid, verdict: Verdict, transaction: &Transaction, roster: &[Seat]) -> Decision {
+    let name = |register: &Register| roster[usize::from(register.seat)].participant.clone();
+    Decision {
+        txid,
+        outcome: verdict,
+        participants: transaction.registers.iter().map(name).collect(),
+        business_key: transaction.business_key.clone(),
+        attempt: transaction.attempt,
+        hash: transaction.hash,
+    }
 }
 
 fn send_outcome(
@@ -1359,6 +1463,13 @@ fn send_outcome(
         traceparent: transaction.traceparent.clone(),
     });
     1
+}
+
+fn read_decision(offset: u64, value: &[u8]) -> Result<Decision, Stop> {
+    codec::decode(value).map_err(|unreadable| match unreadable {
+        Unreadable::Newer { v } => Stop::Newer { topic: "decisions".to_string(), offset, v },
+        _ => Stop::BadDecision { offset, reason: "it cannot be read" },
+    })
 }
 
 /// The key of a request record, where it may stand for the order of transactions.

@@ -328,7 +328,7 @@ impl Transaction {
             }
             What::Decision { .. } => self.decision.settle(delivery),
             What::Outcome { .. } => self.outcome.settle(delivery),
-            What::Rejection { .. } => {}
+            What::Rejection { .. } | What::Echo { .. } => {}
         }
     }
 

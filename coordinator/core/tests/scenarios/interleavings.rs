@@ -7,6 +7,7 @@
 //! - no positions record passes a first vote or a decision of a transaction at or above its watermark;
 //! - after healing and draining, every request has a decision and an outcome, and the watermark stands at the end;
 //! - an owner from any positions record, with or without the decision log, decides what was decided;
+//! - who asks for its decision gets equal copies of it, and costs nothing else;
 //! - an ordered transaction is asked for only when each earlier one of its order key has its decision in the log.
 
 use std::collections::BTreeMap;
@@ -17,7 +18,7 @@ use suture_contract::ids::{Participant, Txid};
 use suture_contract::messages::{Ballot, Branch, Cancel, Decision, Outcome, Prepare, Verdict, Vote, Voter};
 use suture_contract::topic_map::Topic;
 use suture_coordinator_core::positions::Positions;
-use suture_coordinator_core::shard::{Delivery, Limits};
+use suture_coordinator_core::shard::{Alarm, Delivery, Limits, What};
 
 use crate::world::{self, Send, Stored, World, participant, stored, txid};
 
@@ -50,9 +51,17 @@ fn any_interleaving_decides_the_product_of_the_first_votes() {
     for what in kinds {
         least(what, 100);
     }
-    for what in
-        ["commit", "abort", "expired", "decided twice", "waits for topics", "waits for its turn", "had its turn"]
-    {
+    for what in [
+        "commit",
+        "abort",
+        "expired",
+        "decided twice",
+        "waits for topics",
+        "waits for its turn",
+        "had its turn",
+        "echo",
+        "looked for",
+    ] {
         least(what, 100);
     }
 }
@@ -163,6 +172,7 @@ impl Life {
             0 => vote.hash = "k1:00000000000000000000000000000abc".parse().unwrap(),
             1 => vote.by = if ballot == Ballot::Yes { Voter::Coordinator } else { Voter::Participant },
             2 => return self.world.append(votes, Stored { key: None, value: Some(b"{".to_vec()) }),
+            3..=6 => vote.inquiry = true,
             _ => {}
         }
         self.world.append(votes, stored(vote.txid, &vote));
@@ -223,6 +233,16 @@ impl Life {
         if self.world.owners[owner].shard.summary().waiting > 0 {
             self.meet("waits for topics");
         }
+        let lost = stepped.alarms.iter().find(|alarm| matches!(alarm, Alarm::NoDecision { .. }));
+        assert!(lost.is_none(), "seed {}: {lost:?}", self.seed);
+        if !stepped.seek.is_empty() {
+            self.meet("looked for");
+        }
+        if self.one_in(2) {
+            self.world.look_for(owner, 0);
+        }
+        let echoes = stepped.sends.iter().filter(|send| matches!(send.what, What::Echo { .. })).count();
+        (0..echoes).for_each(|_| self.meet("echo"));
         if self.world.owners[owner].shard.summary().in_line > 0 {
             self.meet("waits for its turn");
         }

@@ -19,6 +19,7 @@
 //! ack A, fail A [TOPIC]          reports on what is under way
 //! land A                         what was kept reaches the broker only now
 //! run A [at 31s]                 reads and steps until nothing comes any more
+//! look A [start=N]               looks through the decision log for what was asked for; the requests log begins at N
 //! standing A P; commit A; crash A; show A
 //! ```
 
@@ -254,6 +255,7 @@ fn obey(world: &mut World, command: &str, notes: &mut Vec<String>) {
             }
             world.owners.get_mut(name).unwrap().under_way = under_way;
         }
+        "look" => world.look_for(name, option("start").map_or(0, |n| n.parse().unwrap())),
         "standing" => world.tell_standing(name, &participant(words[2])),
         "commit" => {
             let positions = world.owners[name].shard.positions();
@@ -290,6 +292,9 @@ fn step(world: &mut World, name: &str, words: &[&str], notes: &mut Vec<String>) 
     }
     for offset in &stepped.recalls {
         notes.push(format!("{name} reads requests@{offset} once more"));
+    }
+    for txid in &stepped.seek {
+        notes.push(format!("{name} looks for the decision of {txid}"));
     }
     let count = stepped.sends.len() + stepped.rereads.len() + stepped.recalls.len();
     for mut send in stepped.sends {

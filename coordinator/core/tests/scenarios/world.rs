@@ -12,7 +12,7 @@ use suture_contract::messages::{Ballot, Branch, Request, Verdict, Vote, Voter};
 use suture_contract::partitioner::shard_of;
 use suture_contract::topic_map::Topic;
 use suture_coordinator_core::positions::Positions;
-use suture_coordinator_core::shard::{Alarm, Delivery, Limits, Raw, Record, Shard, Step, Stop, What};
+use suture_coordinator_core::shard::{Alarm, Delivery, Limits, LookedFor, Raw, Record, Shard, Step, Stop, What};
 
 pub const LOG: &str = "k3f9q";
 pub const SHARD: ShardId = ShardId(3);
@@ -44,6 +44,7 @@ pub struct Stepped {
     pub alarms: Vec<Alarm>,
     pub rereads: Vec<(Participant, u64)>,
     pub recalls: Vec<u64>,
+    pub seek: Vec<Txid>,
 }
 
 impl Stepped {
@@ -63,6 +64,8 @@ pub struct Owner {
     pub under_way: Vec<Send>,
     /// Requests to read once more.
     pub recalls: Vec<u64>,
+    /// Decisions to look for in their log.
+    pub seek: Vec<Txid>,
     pub stopped: Option<Stop>,
 }
 
@@ -182,6 +185,7 @@ impl World {
             read: topics.chain(logs).collect(),
             under_way: Vec::new(),
             recalls: Vec::new(),
+            seek: Vec::new(),
             stopped: None,
         };
         self.owners.insert(name.to_string(), owner);
@@ -265,7 +269,21 @@ impl World {
                 return stepped;
             }
             let step = owner.shard.step(owner.now, usize::MAX);
-            let Step { prepares, noes, decisions, outcomes, rejections, rereads, recalls, look_up, alarms } = step;
+            let Step {
+                prepares,
+                noes,
+                decisions,
+                outcomes,
+                echoes,
+                rejections,
+                rereads,
+                recalls,
+                seek,
+                look_up,
+                alarms,
+            } = step;
+            owner.seek.extend(&seek);
+            stepped.seek.extend(seek);
             owner.recalls.extend(&recalls);
             stepped.recalls.extend(recalls);
             let mut send = |what, topic, record| stepped.sends.push(Send { what, topic, record, written: false });
@@ -277,7 +295,7 @@ impl World {
                 let topic = Topic::Votes(append.message.participant.clone());
                 send(append.what, topic, stored(append.message.txid, &append.message));
             }
-            for append in decisions {
+            for append in decisions.into_iter().chain(echoes) {
                 send(append.what, Topic::Decisions, stored(append.message.txid, &append.message));
             }
             for append in outcomes {
@@ -308,6 +326,24 @@ impl World {
             if self.log(&Topic::Votes(participant.clone())).is_empty() {
                 self.owners.get_mut(name).unwrap().shard.caught_up(participant);
             }
+        }
+    }
+
+    /// Looks through the decision log for what was asked for; the requests log begins at `requests_start`.
+    pub fn look_for(&mut self, name: &str, requests_start: u64) {
+        let owner = self.owners.get_mut(name).unwrap();
+        let txids = std::mem::take(&mut owner.seek);
+        let log = self.logs.get(&Topic::Decisions).map_or(&[][..], Vec::as_slice);
+        let last = |txid: &Txid| {
+            let key = txid.to_string().into_bytes();
+            let (at, found) = log.iter().enumerate().rfind(|(_, record)| record.key.as_ref() == Some(&key))?;
+            let (key, value) = (found.key.as_deref(), found.value.as_deref());
+            Some(Raw { offset: at as u64, timestamp_ms: WALL_MS, key, value, traceparent: None })
+        };
+        let records: Vec<Raw<'_>> = txids.iter().filter_map(last).collect();
+        let answer = LookedFor { txids: &txids, records: &records, requests_start };
+        if owner.stopped.is_none() {
+            owner.stopped = owner.shard.looked_for(answer).err();
         }
     }
 
