@@ -30,13 +30,14 @@
 //!    requests log, so every owner has the same. What it asks for is not kept while it waits, but read again at its turn
 //!    ([`Step::recalls`]).
 //!
+//! 10. *Clean-up* is judged apart from any shard: [`crate::cleanup`].
 //! 11. *Inquiry.* A vote that is said again and marked asks for its decision. Who is answered, and how often, says
 //!     [`crate::inquiry`]. What is read while the shard is being taken is not answered: who is in doubt asks again.
 //!
 //! A failed append needs no undo: `step` only marks what is under way, and what was not delivered is due again, the same
 //! bytes under the same key.
 //!
-//! Left out: tombstones of decisions, a hot standby.
+//! Left out: a hot standby.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
