@@ -40,6 +40,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
+use crate::cleanup::{CleanUp, CleanUpSettings};
 use crate::clients::{self, DRAIN, answered};
 use crate::clock;
 use crate::recall::{MOST_RECALLS, Recalled, recall};
@@ -59,12 +60,20 @@ pub struct CoordinatorSettings {
     pub commit_interval_ms: u64,
     /// How often the summary line is logged, in seconds.
     pub summary_interval_s: u64,
+    /// How the decision log is cleaned up.
+    pub cleanup: CleanUpSettings,
 }
 
 impl Default for CoordinatorSettings {
     fn default() -> Self {
         let limits = Limits::default();
-        Self { window: limits.window, held_votes: limits.held_votes, commit_interval_ms: 100, summary_interval_s: 60 }
+        Self {
+            window: limits.window,
+            held_votes: limits.held_votes,
+            commit_interval_ms: 100,
+            summary_interval_s: 60,
+            cleanup: CleanUpSettings::default(),
+        }
     }
 }
 
@@ -110,6 +119,8 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_GAP: Duration = Duration::from_secs(5);
 /// Positions of an idle shard are written again, so that they never fall behind what the logs still hold.
 const IDLE_COMMIT: Duration = Duration::from_secs(60);
+/// How long a shutdown waits for the clean-up, which has nothing to lose.
+const CLEAN_UP_ENDS: Duration = Duration::from_secs(2);
 /// How often it is looked up whether a participant without topics has got them.
 const MISSING_RECHECK: Duration = Duration::from_secs(5);
 
@@ -215,6 +226,7 @@ struct Service {
     member_events: mpsc::Receiver<MemberEvent>,
     look_ups: mpsc::UnboundedReceiver<LookUp>,
     post_look_up: mpsc::UnboundedSender<LookUp>,
+    clean_up: Option<CleanUp>,
 
     /// Shards of the last assignment whose positions are being looked up.
     taking: BTreeSet<ShardId>,
@@ -266,6 +278,10 @@ impl Service {
         });
         let (kafka, outbox, reader, scanner, membership) =
             started.await.map_err(|_| CoordinatorFailure::ClientGone)??;
+        let clean_up = match settings.cleanup.off {
+            true => None,
+            false => Some(CleanUp::start(&kafka, &settings.cleanup, known.letters)?),
+        };
         info!(
             prefix = %kafka.prefix, bootstrap = %kafka.bootstrap, log = %known.letters,
             participants = known.ids.votes.len(), "coordinator started"
@@ -286,6 +302,7 @@ impl Service {
             member_events,
             look_ups,
             post_look_up,
+            clean_up,
             taking: BTreeSet::new(),
             tenures: BTreeMap::new(),
             stopped: BTreeMap::new(),
@@ -633,6 +650,15 @@ impl Service {
         tenure.shard.go_live(now, clock::wall_ms());
         let summary = tenure.shard.summary();
         info!(shard = %id, open = summary.open, window = summary.window, "shard taken");
+        self.tell_clean_up();
+    }
+
+    /// Only what is live is cleaned up.
+    fn tell_clean_up(&self) {
+        if let Some(clean_up) = &self.clean_up {
+            let live = self.tenures.iter().filter(|(_, tenure)| matches!(tenure.phase, Phase::Live));
+            clean_up.own(live.map(|(&id, _)| id).collect());
+        }
     }
 
     fn put_away(&mut self, id: ShardId) -> Option<Shard> {
@@ -644,6 +670,7 @@ impl Service {
             let names: Vec<String> = topics.iter().map(|topic| topic.name(&self.kafka.prefix)).collect();
             let remove: Vec<_> = names.iter().map(|name| (name.as_str(), id.partition())).collect();
             self.reader.remove(&remove);
+            self.tell_clean_up();
         }
         tenure.map(|tenure| tenure.shard)
     }
@@ -1047,6 +1074,10 @@ impl Service {
             self.step_all();
         }
         self.commit_positions(true);
+        if let Some(clean_up) = self.clean_up {
+            let closed = tokio::task::spawn_blocking(move || clean_up.close(CLEAN_UP_ENDS));
+            closed.await.map_err(|_| CoordinatorFailure::ClientGone)?;
+        }
         drop((self.reader_events, self.member_events));
         let ended = clients::end(self.committing, deadline, self.membership, self.reader, self.outbox);
         ended.await.map_err(|_| CoordinatorFailure::ClientGone)?;
@@ -1058,7 +1089,8 @@ impl Service {
     }
 }
 
-fn raw_of(record: &Record) -> Raw<'_> {
+/// A record as the core takes it.
+pub(crate) fn raw_of(record: &Record) -> Raw<'_> {
     Raw {
         offset: record.offset,
         // Without a time it is never called old.
