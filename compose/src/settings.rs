@@ -18,6 +18,9 @@
 //! [coordinator]                             # see suture_coordinator::service
 //! window = 50000
 //!
+//! [coordinator.cleanup]                     # see suture_coordinator::cleanup
+//! keep_s = 2592000                          # no backup of a participant's database that might be restored is older
+//!
 //! [participants]
 //! hospital = "participants/hospital.postgres.toml"
 //! ```

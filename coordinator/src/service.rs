@@ -24,23 +24,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use suture_contract::codec::{Message, encode};
-use suture_contract::ids::{LogLetters, Participant, Shard as ShardId};
+use suture_contract::ids::{LogLetters, Participant, Shard as ShardId, Txid};
 use suture_contract::topic_map::{Topic, coordinator_group};
 use suture_coordinator_core::positions::{Positions, TopicIds};
-use suture_coordinator_core::shard::{self, Alarm, Append, Limits, Raw, Shard, Step, VoidVote, What};
+use suture_coordinator_core::shard::{self, Alarm, Append, Limits, LookedFor, Raw, Shard, Step, VoidVote, What};
 use suture_topics::failure::{KafkaFailure, until_answered};
 use suture_topics::membership::{Commit, CommitError, Committing, MemberEvent, Membership};
 use suture_topics::outbox::{Delivery, Failure, Outbox};
 use suture_topics::probe::Probe;
 use suture_topics::reader::{Reader, ReaderEvent};
 use suture_topics::record::Record;
+use suture_topics::scan::{ScanFailure, Scanner};
 use suture_topics::settings::KafkaSettings;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
+use crate::cleanup::{CleanUp, CleanUpSettings};
 use crate::clients::{self, DRAIN, answered};
 use crate::clock;
+use crate::recall::{MOST_RECALLS, Recalled, recall};
+use crate::seek::{Sought, seek};
 use crate::takeover::{Start, TakeOver, TakeOverFailure, is_served, look_up_ids};
 use crate::under_way::UnderWay;
 
@@ -56,12 +60,20 @@ pub struct CoordinatorSettings {
     pub commit_interval_ms: u64,
     /// How often the summary line is logged, in seconds.
     pub summary_interval_s: u64,
+    /// How the decision log is cleaned up.
+    pub cleanup: CleanUpSettings,
 }
 
 impl Default for CoordinatorSettings {
     fn default() -> Self {
         let limits = Limits::default();
-        Self { window: limits.window, held_votes: limits.held_votes, commit_interval_ms: 100, summary_interval_s: 60 }
+        Self {
+            window: limits.window,
+            held_votes: limits.held_votes,
+            commit_interval_ms: 100,
+            summary_interval_s: 60,
+            cleanup: CleanUpSettings::default(),
+        }
     }
 }
 
@@ -107,6 +119,8 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_GAP: Duration = Duration::from_secs(5);
 /// Positions of an idle shard are written again, so that they never fall behind what the logs still hold.
 const IDLE_COMMIT: Duration = Duration::from_secs(60);
+/// How long a shutdown waits for the clean-up, which has nothing to lose.
+const CLEAN_UP_ENDS: Duration = Duration::from_secs(2);
 /// How often it is looked up whether a participant without topics has got them.
 const MISSING_RECHECK: Duration = Duration::from_secs(5);
 
@@ -159,6 +173,10 @@ enum LookUp {
     TakeOver(ShardId, Result<Start, TakeOverFailure>),
     /// Which of these participants have topics, and where their votes partitions start and end, by shard.
     Standing(BTreeSet<Participant>, Result<Vec<Standing>, KafkaFailure>),
+    /// Requests that were read once more; the scanner is free again.
+    Recalled(Scanner, Vec<Recalled>),
+    /// What the decision log says of these transactions of a shard.
+    Sought(ShardId, Vec<Txid>, Result<Sought, ScanFailure>),
 }
 
 /// One participant's answer to a look-up.
@@ -208,6 +226,7 @@ struct Service {
     member_events: mpsc::Receiver<MemberEvent>,
     look_ups: mpsc::UnboundedReceiver<LookUp>,
     post_look_up: mpsc::UnboundedSender<LookUp>,
+    clean_up: Option<CleanUp>,
 
     /// Shards of the last assignment whose positions are being looked up.
     taking: BTreeSet<ShardId>,
@@ -220,6 +239,12 @@ struct Service {
     committing: Option<Committing>,
     asked: BTreeSet<Participant>,
     asking: bool,
+    /// Requests to read once more, and who does: away while it reads.
+    recalls: BTreeSet<(ShardId, u64)>,
+    scanner: Option<Scanner>,
+    /// Transactions whose decisions are to be looked for, by shard, and whether that is under way for one.
+    seeks: BTreeMap<ShardId, Vec<Txid>>,
+    seeking: bool,
     missing_checked: Instant,
     started: Instant,
     last_loop: Instant,
@@ -246,11 +271,17 @@ impl Service {
                 let _ = post_delivery.send(delivery);
             })?;
             let reader = Reader::start(&kafka, &group, post_reader)?;
+            let scanner = Scanner::start(&kafka, &group)?;
             let requests = Topic::Requests.name(&kafka.prefix);
             let membership = Membership::start(&kafka, &group, &[requests], post_member)?;
-            Ok((kafka, outbox, reader, membership))
+            Ok((kafka, outbox, reader, scanner, membership))
         });
-        let (kafka, outbox, reader, membership) = started.await.map_err(|_| CoordinatorFailure::ClientGone)??;
+        let (kafka, outbox, reader, scanner, membership) =
+            started.await.map_err(|_| CoordinatorFailure::ClientGone)??;
+        let clean_up = match settings.cleanup.off {
+            true => None,
+            false => Some(CleanUp::start(&kafka, &settings.cleanup, known.letters)?),
+        };
         info!(
             prefix = %kafka.prefix, bootstrap = %kafka.bootstrap, log = %known.letters,
             participants = known.ids.votes.len(), "coordinator started"
@@ -271,6 +302,7 @@ impl Service {
             member_events,
             look_ups,
             post_look_up,
+            clean_up,
             taking: BTreeSet::new(),
             tenures: BTreeMap::new(),
             stopped: BTreeMap::new(),
@@ -279,6 +311,10 @@ impl Service {
             committing: None,
             asked: BTreeSet::new(),
             asking: false,
+            recalls: BTreeSet::new(),
+            scanner: Some(scanner),
+            seeks: BTreeMap::new(),
+            seeking: false,
             missing_checked: now,
             started: now,
             last_loop: now,
@@ -353,14 +389,7 @@ impl Service {
         if !tenure.awaited.is_empty() && tenure.awaited.contains_key(topic) {
             return;
         }
-        let raw = Raw {
-            offset: record.offset,
-            // Without a time it is never called old.
-            timestamp_ms: record.timestamp_ms.unwrap_or(i64::MAX),
-            key: record.key.as_deref(),
-            value: record.value.as_deref(),
-            traceparent: record.traceparent.as_deref(),
-        };
+        let raw = raw_of(record);
         let applied = match topic {
             Topic::Requests => tenure.shard.apply(shard::Record::Request(raw)),
             Topic::Votes(participant) => tenure.shard.apply(shard::Record::Vote(participant, raw)),
@@ -428,6 +457,66 @@ impl Service {
                         self.asked.extend(asked);
                     }
                 }
+            }
+            LookUp::Recalled(scanner, recalled) => {
+                self.scanner = Some(scanner);
+                for recalled in recalled {
+                    self.on_recalled(recalled)?;
+                }
+            }
+            LookUp::Sought(id, txids, sought) => {
+                self.seeking = false;
+                self.on_sought(id, &txids, sought)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn on_sought(
+        &mut self,
+        id: ShardId,
+        txids: &[Txid],
+        sought: Result<Sought, ScanFailure>,
+    ) -> Result<(), CoordinatorFailure> {
+        let Some(tenure) = self.tenures.get_mut(&id) else { return Ok(()) };
+        let Sought { records, requests_start } = match sought {
+            Ok(sought) => sought,
+            Err(ScanFailure::Kafka(failure)) if failure.is_fatal() => return Err(failure.into()),
+            Err(failure) => {
+                warn!(shard = %id, %failure, "looking for decisions");
+                tenure.shard.not_looked_for(txids);
+                return Ok(());
+            }
+        };
+        let records: Vec<Raw<'_>> = records.iter().map(raw_of).collect();
+        if let Err(stop) = tenure.shard.looked_for(LookedFor { txids, records: &records, requests_start }) {
+            self.stop(id, &stop.to_string());
+        }
+        Ok(())
+    }
+
+    fn on_recalled(&mut self, Recalled { shard, wanted, found }: Recalled) -> Result<(), CoordinatorFailure> {
+        let records = match found {
+            Err(ScanFailure::Kafka(failure)) if failure.is_fatal() => return Err(failure.into()),
+            Err(ScanFailure::Kafka(failure)) => {
+                warn!(%shard, %failure, "reading requests once more");
+                self.recalls.extend(wanted.into_iter().map(|offset| (shard, offset)));
+                return Ok(());
+            }
+            Err(ScanFailure::OutOfRange(_)) => Vec::new(),
+            Ok(records) => records,
+        };
+        let Some(tenure) = self.tenures.get_mut(&shard) else { return Ok(()) };
+        if records.len() < wanted.len() {
+            warn!(%shard, "requests that are not decided are not in their log any more: the shard is taken anew");
+            self.put_away(shard);
+            self.take(shard);
+            return Ok(());
+        }
+        for record in &records {
+            if let Err(stop) = tenure.shard.recalled(raw_of(record)) {
+                self.stop(shard, &stop.to_string());
+                return Ok(());
             }
         }
         Ok(())
@@ -561,6 +650,15 @@ impl Service {
         tenure.shard.go_live(now, clock::wall_ms());
         let summary = tenure.shard.summary();
         info!(shard = %id, open = summary.open, window = summary.window, "shard taken");
+        self.tell_clean_up();
+    }
+
+    /// Only what is live is cleaned up.
+    fn tell_clean_up(&self) {
+        if let Some(clean_up) = &self.clean_up {
+            let live = self.tenures.iter().filter(|(_, tenure)| matches!(tenure.phase, Phase::Live));
+            clean_up.own(live.map(|(&id, _)| id).collect());
+        }
     }
 
     fn put_away(&mut self, id: ShardId) -> Option<Shard> {
@@ -572,6 +670,7 @@ impl Service {
             let names: Vec<String> = topics.iter().map(|topic| topic.name(&self.kafka.prefix)).collect();
             let remove: Vec<_> = names.iter().map(|name| (name.as_str(), id.partition())).collect();
             self.reader.remove(&remove);
+            self.tell_clean_up();
         }
         tenure.map(|tenure| tenure.shard)
     }
@@ -604,6 +703,36 @@ impl Service {
             let found = look_up_standing(&kafka, &probe, &participants, &shards);
             // The receiver goes away only with the whole service.
             let _ = post.send(LookUp::Standing(participants, found));
+        });
+    }
+
+    /// Reads requests once more, unless that is under way.
+    fn recall(&mut self) {
+        if self.recalls.is_empty() {
+            return;
+        }
+        let Some(mut scanner) = self.scanner.take() else { return };
+        let round: Vec<_> = (0..MOST_RECALLS).map_while(|_| self.recalls.pop_first()).collect();
+        let (kafka, post) = (self.kafka.clone(), self.post_look_up.clone());
+        tokio::task::spawn_blocking(move || {
+            let recalled = recall(&kafka, &mut scanner, round);
+            // The receiver goes away only with the whole service.
+            let _ = post.send(LookUp::Recalled(scanner, recalled));
+        });
+    }
+
+    /// Looks for decisions in one shard's log, unless that is under way.
+    fn seek(&mut self) {
+        if self.seeking {
+            return;
+        }
+        let Some((id, txids)) = self.seeks.pop_first() else { return };
+        self.seeking = true;
+        let (kafka, probe, post) = (self.kafka.clone(), Arc::clone(&self.probe), self.post_look_up.clone());
+        tokio::task::spawn_blocking(move || {
+            let sought = seek(&kafka, &probe, id, &txids);
+            // The receiver goes away only with the whole service.
+            let _ = post.send(LookUp::Sought(id, txids, sought));
         });
     }
 
@@ -667,6 +796,8 @@ impl Service {
             // Also without room: while appends do not get through, reading goes on.
             self.mind_the_window(id);
         }
+        self.recall();
+        self.seek();
     }
 
     /// Requests are paused while the window is full; a shard that is being loaded takes a full window for the end.
@@ -690,7 +821,8 @@ impl Service {
 
     /// Appends everything at once. What the broker does not take now is due again.
     fn carry_out(&mut self, id: ShardId, step: Step) {
-        let Step { prepares, noes, decisions, outcomes, rejections, rereads, look_up, alarms } = step;
+        let Step { prepares, noes, decisions, outcomes, echoes, rejections, rereads, recalls, seek, look_up, alarms } =
+            step;
         for Append { what, message: (participant, prepare), traceparent } in prepares {
             let key = prepare.txid.to_string();
             self.append(id, what, &Topic::Prepare(participant), &key, &prepare, traceparent.as_deref());
@@ -699,7 +831,7 @@ impl Service {
             let (topic, key) = (Topic::Votes(message.participant.clone()), message.txid.to_string());
             self.append(id, what, &topic, &key, &message, traceparent.as_deref());
         }
-        for Append { what, message, traceparent } in decisions {
+        for Append { what, message, traceparent } in decisions.into_iter().chain(echoes) {
             let key = message.txid.to_string();
             self.append(id, what, &Topic::Decisions, &key, &message, traceparent.as_deref());
         }
@@ -713,6 +845,10 @@ impl Service {
         }
         for (participant, from) in rereads {
             self.read_from(id, Topic::Votes(participant), from);
+        }
+        self.recalls.extend(recalls.into_iter().map(|offset| (id, offset)));
+        if !seek.is_empty() {
+            self.seeks.insert(id, seek);
         }
         if !look_up.is_empty() {
             self.asked.extend(look_up);
@@ -760,6 +896,14 @@ impl Service {
                     "these participants have no topics, and no other named one can take a `no`: the transaction waits; create them with `suture topics apply`"
                 );
             }
+            Alarm::NoDecision { txid, participant, is_gone: true } => error!(
+                shard = %id, %txid, %participant,
+                "a participant asks for a decision that was cleaned up, or never made: its request is below the start of its log; look into what became of it at the others"
+            ),
+            Alarm::NoDecision { txid, participant, is_gone: false } => error!(
+                shard = %id, %txid, %participant,
+                "a participant asks for a decision, and there is none in the log: somebody invented the transaction, or acknowledged records were lost"
+            ),
             Alarm::EarlyVotes { participants } => {
                 let names: Vec<_> = participants.iter().map(ToString::to_string).collect();
                 error!(
@@ -875,11 +1019,13 @@ impl Service {
             total.open += summary.open;
             total.window += summary.window;
             total.waiting += summary.waiting;
+            total.in_line += summary.in_line;
             total.held_votes += summary.held_votes;
             total.committed += summary.committed;
             total.aborted += summary.aborted;
             total.rejected += summary.rejected;
             total.void_votes += summary.void_votes;
+            total.echoed += summary.echoed;
             oldest_ms = shard.oldest_open_ms().into_iter().chain(oldest_ms).min();
         }
         self.void_votes.clear();
@@ -898,6 +1044,7 @@ impl Service {
                 stopped,
                 open = total.open,
                 waiting = total.waiting,
+                in_line = total.in_line,
                 oldest_s,
                 window = total.window,
                 lag,
@@ -908,6 +1055,7 @@ impl Service {
                 rejected = total.rejected,
                 held_votes = total.held_votes,
                 void_votes = total.void_votes,
+                echoed = total.echoed,
                 "summary"
             );
         });
@@ -926,6 +1074,10 @@ impl Service {
             self.step_all();
         }
         self.commit_positions(true);
+        if let Some(clean_up) = self.clean_up {
+            let closed = tokio::task::spawn_blocking(move || clean_up.close(CLEAN_UP_ENDS));
+            closed.await.map_err(|_| CoordinatorFailure::ClientGone)?;
+        }
         drop((self.reader_events, self.member_events));
         let ended = clients::end(self.committing, deadline, self.membership, self.reader, self.outbox);
         ended.await.map_err(|_| CoordinatorFailure::ClientGone)?;
@@ -934,6 +1086,18 @@ impl Service {
             0 => Ok(()),
             stopped => Err(CoordinatorFailure::StoppedShards(stopped)),
         }
+    }
+}
+
+/// A record as the core takes it.
+pub(crate) fn raw_of(record: &Record) -> Raw<'_> {
+    Raw {
+        offset: record.offset,
+        // Without a time it is never called old.
+        timestamp_ms: record.timestamp_ms.unwrap_or(i64::MAX),
+        key: record.key.as_deref(),
+        value: record.value.as_deref(),
+        traceparent: record.traceparent.as_deref(),
     }
 }
 

@@ -7,17 +7,18 @@
 //! | [`outbox::Outbox`] | every append | librdkafka's, and one that runs the delivery reports |
 //! | [`reader::Reader`] | every record that is read, from explicit offsets | one |
 //! | [`membership::Membership`] | which shards are ours; committing positions | two |
+//! | [`scan::Scanner`] | a stretch of a log that is looked up now and then | the caller's |
 //! | [`probe::Probe`] | ends of logs, topics and their ids | the caller's |
 //! | [`acks::GroupOffsets`] | another group's committed offsets, without joining it | the caller's |
 //!
-//! All of them are threads and bounded channels; nothing here is polled or dropped by a tokio worker. One mechanism reads
-//! (the reader), for owners, standbys and participants alike; the membership reads nothing.
+//! All of them are threads and bounded channels; nothing here is polled or dropped by a tokio worker. What is read all the
+//! time is the reader's, for owners, standbys and participants alike; the membership reads nothing.
 //!
 //! In reading order:
 //!
 //! - [`settings`]: the configuration and what it becomes for librdkafka;
 //! - [`failure`], [`record`]: what goes wrong, and what is read;
-//! - [`outbox`], [`reader`], [`membership`], [`probe`], [`acks`]: the clients;
+//! - [`outbox`], [`reader`], [`membership`], [`scan`], [`probe`], [`acks`]: the clients;
 //! - [`plan`], [`admin`]: comparing topics with their declarations, and creating what is missing;
 //! - [`embedded`]: a broker in this process, for the demo and for fast tests;
 //! - `ffi`: the few calls that rdkafka does not wrap, and all of this crate's `unsafe`.
@@ -34,6 +35,7 @@ pub mod membership;
 pub mod outbox;
 pub mod probe;
 pub mod reader;
+pub mod scan;
 
 pub mod admin;
 pub mod plan;

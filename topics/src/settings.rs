@@ -146,6 +146,13 @@ impl KafkaSettings {
         Ok(config)
     }
 
+    /// For [`crate::scan`]: a reader that is told when a log has no more.
+    pub(crate) fn scanner(&self, group: &str) -> Result<ClientConfig, RefusedSetting> {
+        let mut config = self.reader(group)?;
+        config.set("enable.partition.eof", "true");
+        Ok(config)
+    }
+
     /// For [`crate::membership`].
     pub(crate) fn member(&self, group: &str) -> Result<ClientConfig, RefusedSetting> {
         let mut config = self.consumer(group)?;

@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use common::{LONG, Member, Reading, Writer, numbered, values};
@@ -13,6 +14,7 @@ use suture_topics::membership::{Commit, CommitError, Committed, MemberEvent};
 use suture_topics::outbox::{Delivery, Failure};
 use suture_topics::probe::Probe;
 use suture_topics::reader::ReaderEvent;
+use suture_topics::scan::{ScanFailure, Scanner};
 use suture_topics::settings::KafkaSettings;
 
 fn broker() -> (EmbeddedBroker, KafkaSettings) {
@@ -49,6 +51,26 @@ fn what_is_appended_is_read_in_order_with_key_value_time_and_headers() {
     assert_eq!(values(&records[2..]), numbered(2..5_000));
     assert!(reading.reader.close(LONG));
     writer.outbox.close(LONG).unwrap();
+}
+
+#[test]
+fn stretches_are_scanned_to_their_ends_or_the_logs() {
+    let (_broker, settings) = broker();
+    Writer::start(&settings).write("suture.requests", 0, numbered(0..100));
+    let mut scanner = Scanner::start(&settings, "test.scanner").unwrap();
+    let mut scan = |from, to| {
+        let mut records = Vec::new();
+        let scanned = scanner.scan(("suture.requests", 0), (from, to), |record| {
+            records.push(record);
+            ControlFlow::Continue(())
+        });
+        scanned.map(|()| values(&records))
+    };
+    assert_eq!(scan(40, 60), Ok(numbered(40..60)));
+    assert_eq!(scan(41, 42), Ok(numbered(41..42)));
+    assert_eq!(scan(99, 5_000), Ok(numbered(99..100)), "the log ends before");
+    assert!(matches!(scan(101, 200), Err(ScanFailure::OutOfRange(_))));
+    assert_eq!(scan(0, 100), Ok(numbered(0..100)));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use suture_topics::membership::{Commit, CommitError, Committed, MemberEvent};
 use suture_topics::plan::{Finding, Severity, Wanted, is_safe};
 use suture_topics::probe::Probe;
 use suture_topics::reader::ReaderEvent;
+use suture_topics::scan::{ScanFailure, Scanner};
 use suture_topics::settings::KafkaSettings;
 
 /// Settings with a prefix that no other test has.
@@ -244,6 +246,33 @@ fn positions_outside_the_log_are_told() {
     reading.reader.add(&[(&topic, 0, 100)]);
     assert!(matches!(reading.next(), ReaderEvent::Positioned { offset: 100, .. }));
     assert!(reading.next_within(Duration::from_millis(500)).is_none(), "the end itself is inside");
+}
+
+#[test]
+fn stretches_are_scanned_to_their_ends_or_the_logs() {
+    let settings = applied();
+    let topic = format!("{}.requests", settings.prefix);
+    let writer = Writer::start(&settings);
+    writer.write(&topic, 0, numbered(0..100));
+    ByHand::at(&settings).trim(&topic, 0, 40);
+    let mut scanner = Scanner::start(&settings, "test.scanner").unwrap();
+    let mut scan = |from, to, most: usize| {
+        let mut records = Vec::new();
+        let scanned = scanner.scan((&topic, 0), (from, to), |record| {
+            records.push(record);
+            if records.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        scanned.map(|()| values(&records))
+    };
+    assert_eq!(scan(40, 100, 100), Ok(numbered(40..100)));
+    assert_eq!(scan(50, 60, 100), Ok(numbered(50..60)));
+    assert_eq!(scan(99, 5_000, 100), Ok(numbered(99..100)), "the log ends before");
+    assert_eq!(scan(50, 60, 3), Ok(numbered(50..53)), "broken off");
+    assert_eq!(scan(55, 55, 100), Ok(Vec::new()));
+    assert_eq!(scan(100, 101, 100), Ok(Vec::new()), "the end itself is inside");
+    assert!(matches!(scan(10, 60, 100), Err(ScanFailure::OutOfRange(_))));
+    assert!(matches!(scan(101, 200, 100), Err(ScanFailure::OutOfRange(_))));
+    assert_eq!(scan(41, 42, 100), Ok(numbered(41..42)), "and goes on after a failure");
 }
 
 #[test]

@@ -29,6 +29,8 @@ pub struct EarlyVotes {
 pub struct HeldVote {
     /// Its offset in the votes partition.
     pub at: u64,
+    /// When the broker took it, in milliseconds since 1970.
+    pub came_ms: i64,
     /// What it says.
     pub vote: Vote,
 }
@@ -64,13 +66,14 @@ impl EarlyVotes {
     }
 
     /// Holds a vote; beyond `most`, those for the farthest request are let go.
-    pub fn hold(&mut self, at: u64, vote: Vote, most: usize) {
-        let held = self.held.entry(vote.txid.offset).or_default();
+    pub fn hold(&mut self, vote: HeldVote, most: usize) {
+        let (at, request) = (vote.at, vote.vote.txid.offset);
+        let held = self.held.entry(request).or_default();
         // Read again, it is held already.
         if held.last().is_some_and(|last| last.at >= at) {
             return;
         }
-        held.push(HeldVote { at, vote });
+        held.push(vote);
         self.count += 1;
         if self.count > most
             && let Some((request, farthest)) = self.held.pop_last()

@@ -6,13 +6,17 @@
 //! - [`redrive`]: which aborts are asked for again, and when;
 //! - [`shard`]: requests and votes give decisions;
 //! - [`transaction`]: one transaction and the table of its transitions;
+//! - [`inquiry`]: participants that ask again;
 //! - [`early`]: votes that came before their requests;
-//! - [`positions`]: where another owner of a shard may start to read.
+//! - [`positions`]: where another owner of a shard may start to read;
+//! - [`cleanup`]: which decisions may go from their log.
 
 pub mod ingest;
 pub mod redrive;
 pub mod shard;
 
+pub mod cleanup;
 pub mod early;
+pub mod inquiry;
 pub mod positions;
 pub mod transaction;

@@ -23,35 +23,45 @@
 //! 6. *Take a shard.* Everything is folded through the same `apply`; `step` answers nothing before [`Shard::go_live`].
 //! 7. *Duplicates* are settled in the ledgers; the outcome repeats what the votes say.
 //! 8. *Bounded.* [`Limits::window`] pauses requests, never votes; [`Limits::held_votes`] bounds what is held. Transactions
-//!    that wait for a missing topic may wait for days: they have a bound of their own, and what was finished behind them is
-//!    not kept (`Floor`).
+//!    that wait for a missing topic, or for their turn, may wait for days: they have a bound of their own, and what was
+//!    finished behind them is not kept (`Floor`).
+//! 9. *Ordered keys.* A transaction whose request asks for it starts when no earlier one with its order key is left whose
+//!    decision does not stand in the log. Until then it is sent nowhere and has no deadline. The order is that of the
+//!    requests log, so every owner has the same. What it asks for is not kept while it waits, but read again at its turn
+//!    ([`Step::recalls`]).
+//!
+//! 10. *Clean-up* is judged apart from any shard: [`crate::cleanup`].
+//! 11. *Inquiry.* A vote that is said again and marked asks for its decision. Who is answered, and how often, says
+//!     [`crate::inquiry`]. What is read while the shard is being taken is not answered: who is in doubt asks again.
 //!
 //! A failed append needs no undo: `step` only marks what is under way, and what was not delivered is due again, the same
 //! bytes under the same key.
 //!
-//! Left out: ordered keys (a request that asks for them stops the shard, for obeying it halfway would be wrong),
-//! tombstones of decisions, inquiries (a vote that is said again is void like every second vote), a hot standby.
+//! Left out: a hot standby.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use suture_contract::codec::{self, RequestsRecord, Unreadable};
-use suture_contract::ids::{LogLetters, Origin, Participant, RequestHash, Shard as ShardId, Txid, code};
+use suture_contract::ids::{LogLetters, OrderKey, Origin, Participant, RequestHash, Shard as ShardId, Txid, code};
 use suture_contract::messages::{
     Ballot, Cancel, Decision, MAX_BRANCHES, MAX_DEADLINE_MS, MAX_REQUEST_BYTES, Outcome, Prepare, RegisterView,
     Rejection, Request, Verdict, Vote, Voter,
 };
 use suture_contract::partitioner::shard_of;
 
-use crate::early::EarlyVotes;
+use crate::early::{EarlyVotes, HeldVote};
+use crate::inquiry::{Claim, Inquiries};
 use crate::positions::Positions;
-use crate::transaction::{Effect, Event, NoReason, Reason, Register, Sending, State, Transaction, Violation};
+use crate::transaction::{
+    Content, Effect, Event, Line, NoReason, Reason, Register, Sending, State, Transaction, Violation,
+};
 
 /// Bounds of one shard's memory.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Requests are not read further while the window holds this many. Bounds the transactions that wait for a missing
-    /// topic too, which the window does not count.
+    /// topic or for their turn too, which the window does not count.
     pub window: usize,
     /// Votes of one participant held for requests that were not read yet.
     pub held_votes: usize,
@@ -118,9 +128,11 @@ pub enum Stop {
         /// The pair that cannot be.
         violation: Violation,
     },
-    /// The request asks for ordered keys.
-    #[error("transaction {txid} asks for ordered keys, which this build does not know; upgrade this coordinator")]
-    Ordered {
+    /// A request that was read again is not the one that was there.
+    #[error(
+        "transaction {txid}: its place in the requests holds another record than before; acknowledged records were lost or changed, do not go on before that is understood"
+    )]
+    RequestChanged {
         /// Which transaction.
         txid: Txid,
     },
@@ -148,6 +160,7 @@ pub enum What {
     Decision { offset: u64 },
     Outcome { offset: u64 },
     Rejection { offset: u64 },
+    Echo { offset: u64 },
 }
 
 /// How an append ended.
@@ -172,10 +185,16 @@ pub struct Step {
     pub decisions: Vec<Append<Decision>>,
     /// To the outcomes. Their decisions are acknowledged.
     pub outcomes: Vec<Append<Outcome>>,
+    /// Decisions that are in the decision log already, once more, equal: a participant asked.
+    pub echoes: Vec<Append<Decision>>,
     /// To the rejected.
     pub rejections: Vec<Append<Rejection>>,
     /// Votes partitions to read again from an offset: votes that were let go can be placed now.
     pub rereads: Vec<(Participant, u64)>,
+    /// Requests to read once more, by offset: what they ask for is needed again. Give them to [`Shard::recalled`].
+    pub recalls: Vec<u64>,
+    /// Transactions whose decisions are to be looked for in the decision log: answer with [`Shard::looked_for`].
+    pub seek: Vec<Txid>,
     /// Participants of which the shard must know whether they have topics: answer with [`Shard::standing`].
     pub look_up: Vec<Participant>,
     /// What an operator should know.
@@ -211,6 +230,16 @@ pub enum Alarm {
         txid: Txid,
         /// Who has no topics.
         participants: Vec<Participant>,
+    },
+    /// A participant asks for a decision, and the decision log has none of that transaction.
+    NoDecision {
+        /// Which transaction.
+        txid: Txid,
+        /// Who asks.
+        participant: Participant,
+        /// Whether the request is below the start of its log: the decision may have been cleaned up. If not, it was lost, or
+        /// there was no such transaction.
+        is_gone: bool,
     },
     /// Votes have been waiting for their requests for so long that somebody invented them, or requests were lost.
     EarlyVotes {
@@ -257,6 +286,7 @@ pub enum Rejected {
     TooManyParticipants,
     ParticipantTwice,
     BadDeadline,
+    BadOrderKey,
     UnknownTransaction,
 }
 
@@ -272,6 +302,7 @@ impl Rejected {
             Self::TooManyParticipants => ("too_many_participants", Some("branches")),
             Self::ParticipantTwice => ("participant_twice", Some("branches")),
             Self::BadDeadline => ("bad_deadline", Some("deadline_ms")),
+            Self::BadOrderKey => ("bad_order_key", None),
             Self::UnknownTransaction => ("unknown_transaction", Some("txid")),
         }
     }
@@ -286,6 +317,8 @@ pub struct Summary {
     pub window: usize,
     /// Transactions that wait for a missing topic.
     pub waiting: usize,
+    /// Transactions that wait for their turn.
+    pub in_line: usize,
     /// Votes held for requests that were not read yet.
     pub held_votes: usize,
     /// Decisions computed since this owner took the shard.
@@ -296,6 +329,19 @@ pub struct Summary {
     pub rejected: u64,
     /// Votes that did not count, late ones aside.
     pub void_votes: u64,
+    /// Decisions appended again because a participant asked.
+    pub echoed: u64,
+}
+
+/// What the decision log says of transactions that were looked for.
+#[derive(Debug, Clone, Copy)]
+pub struct LookedFor<'a> {
+    /// All that were looked for.
+    pub txids: &'a [Txid],
+    /// The last record of each that there is one of. The log was read to its end.
+    pub records: &'a [Raw<'a>],
+    /// The start of the requests log, looked up after that.
+    pub requests_start: u64,
 }
 
 /// One partition of all protocol topics, as its owner knows it.
@@ -310,17 +356,20 @@ pub struct Shard {
 
     roster: Vec<Seat>,
     window: BTreeMap<u64, Entry>,
-    /// Everything in the window below this offset waits for a missing topic.
+    /// Everything in the window below this offset waits, for a missing topic or for its turn.
     front: u64,
-    /// Transactions in the window that wait for a missing topic.
+    /// Transactions in the window that wait so.
     waiting: usize,
     floor: Floor,
+    /// The ordered transactions that are not told, by line and place: the first of each line may go.
+    lines: BTreeSet<(Line, u64)>,
     next_request: u64,
     next_decision: u64,
     /// Decisions that were read before their requests, by request offset; at most as many as the window.
     early_decisions: BTreeMap<u64, EarlyDecision>,
     /// Since when early votes were there, whenever a step looked.
     early_votes_since: Option<Duration>,
+    inquiries: Inquiries,
 
     /// Offsets to look at in the next step; each transaction stands here at most once.
     due: VecDeque<u64>,
@@ -371,7 +420,7 @@ struct EarlyDecision {
 }
 
 /// What the positions must not pass although the window does not hold it: votes and decisions of transactions that were
-/// finished behind a waiting one.
+/// finished behind one that waits.
 #[derive(Debug, Default)]
 struct Floor {
     /// It holds while the watermark is below this request.
@@ -408,10 +457,12 @@ impl Shard {
             front: 0,
             waiting: 0,
             floor: Floor::default(),
+            lines: BTreeSet::new(),
             next_request: positions.requests,
             next_decision: positions.decisions,
             early_decisions: BTreeMap::new(),
             early_votes_since: None,
+            inquiries: Inquiries::default(),
             due: VecDeque::new(),
             deadlines: BTreeSet::new(),
             alarms: Vec::new(),
@@ -438,16 +489,40 @@ impl Shard {
         }
     }
 
+    /// A request was read once more: what it asks for was not kept while the transaction waited for its turn. Unless this
+    /// shard asked ([`Step::recalls`]) it changes nothing; an earlier tenure of this process may have asked.
+    pub fn recalled(&mut self, raw: Raw<'_>) -> Result<(), Stop> {
+        let asked_for = |transaction: &&mut Transaction| transaction.recall == Sending::UnderWay;
+        if transaction_mut(&mut self.window, raw.offset).filter(asked_for).is_none() {
+            return Ok(());
+        }
+        let read = self.read_request(raw)?;
+        let txid = self.txid(raw.offset);
+        let Some(transaction) = transaction_mut(&mut self.window, raw.offset) else { return Ok(()) };
+        match read {
+            Ok(RequestsRecord::Request(request)) if request.hash == transaction.hash => {
+                transaction.recall = Sending::Done;
+                if transaction.state == State::Open && transaction.no_reason.is_none() {
+                    transaction.content = Some(content_of(raw.key, request));
+                }
+                self.queue(raw.offset);
+                Ok(())
+            }
+            Ok(_) | Err(_) => Err(Stop::RequestChanged { txid }),
+        }
+    }
+
     /// All logs were read to the ends that they had when the shard was taken: from now on `step` answers. A full window
     /// ([`Shard::wants_requests`]) counts as the requests' end.
     ///
     /// `wall_ms` is the wall clock in milliseconds since 1970. It only finds requests that were handed on so often that
-    /// they never reach a deadline: with a vote in a register and ten deadlines old, they get no new one.
+    /// they never reach a deadline: with a vote in a register and ten deadlines old, they get no new one. (An ordered one is as
+    /// old as its first vote: it may have waited long for its turn.)
     pub fn go_live(&mut self, now: Duration, wall_ms: i64) {
         self.live = true;
         for (&offset, entry) in &mut self.window {
             if let Entry::Transaction(transaction) = entry {
-                let age_ms = wall_ms.saturating_sub(transaction.appended_at_ms);
+                let age_ms = wall_ms.saturating_sub(transaction.since_ms);
                 let overdue = age_ms > 10 * i64::from(transaction.deadline_ms)
                     && transaction.registers.iter().any(|register| register.vote.is_some());
                 if overdue && transaction.state == State::Open {
@@ -535,6 +610,7 @@ impl Shard {
             let Some(offset) = self.due.pop_front() else { break };
             appended += self.send_due(offset, now, &mut step);
         }
+        self.answer_inquiries(now, &mut step);
         self.ask_for_rereads(&mut step);
         self.mind_early_votes(now, &mut step);
         self.pass_finished();
@@ -590,15 +666,21 @@ impl Shard {
 
     /// Figures for the summary line.
     pub fn summary(&self) -> Summary {
-        let open = self.window.values().filter(|entry| entry.is_open()).count();
-        let held_votes = self.roster.iter().map(|seat| seat.early.count()).sum();
-        Summary { open, window: self.window.len(), waiting: self.waiting, held_votes, ..self.summary }
+        let mut summary = Summary { window: self.window.len(), ..self.summary };
+        for entry in self.window.values() {
+            let Entry::Transaction(transaction) = entry else { continue };
+            summary.open += usize::from(transaction.state.verdict().is_none());
+            summary.waiting += usize::from(transaction.waits_for_topics);
+            summary.in_line += usize::from(transaction.state == State::Waiting);
+        }
+        summary.held_votes = self.roster.iter().map(|seat| seat.early.count()).sum();
+        summary
     }
 
     /// When the broker took the oldest request without a decision, in milliseconds since 1970.
     pub fn oldest_open_ms(&self) -> Option<i64> {
         self.window.values().find_map(|entry| match entry {
-            Entry::Transaction(transaction) if transaction.state == State::Open => Some(transaction.appended_at_ms),
+            Entry::Transaction(transaction) if transaction.state.verdict().is_none() => Some(transaction.since_ms),
             Entry::Transaction(_) | Entry::Rejected { .. } => None,
         })
     }
@@ -653,7 +735,10 @@ impl Shard {
         if named.len() < request.branches.len() {
             return Some(Rejected::ParticipantTwice);
         }
-        (!(1..=MAX_DEADLINE_MS).contains(&request.deadline_ms)).then_some(Rejected::BadDeadline)
+        if !(1..=MAX_DEADLINE_MS).contains(&request.deadline_ms) {
+            return Some(Rejected::BadDeadline);
+        }
+        (request.ordered && order_key(key).is_none()).then_some(Rejected::BadOrderKey)
     }
 
     fn why_no_cancel(&self, offset: u64, cancel: &Cancel) -> Option<Rejected> {
@@ -665,9 +750,8 @@ impl Shard {
 
     fn open(&mut self, raw: Raw<'_>, request: Request) -> Result<(), Stop> {
         let offset = raw.offset;
-        if request.ordered {
-            return Err(Stop::Ordered { txid: self.txid(offset) });
-        }
+        let line = raw.key.filter(|_| request.ordered).and_then(order_key).map(|key| Line::of(&key));
+        let waits = line.is_some_and(|line| self.first_of(line).is_some());
         let mut registers = Vec::with_capacity(request.branches.len());
         for branch in &request.branches {
             registers.push(Register {
@@ -680,15 +764,17 @@ impl Shard {
             });
         }
         let transaction = Transaction {
-            state: State::Open,
-            business_key: request.business_key,
+            state: if waits { State::Waiting } else { State::Open },
+            business_key: request.business_key.clone(),
             attempt: request.attempt,
             hash: request.hash,
             deadline_ms: request.deadline_ms as u32,
-            appended_at_ms: raw.timestamp_ms,
+            since_ms: raw.timestamp_ms,
             traceparent: raw.traceparent.map(Into::into),
             registers: registers.into(),
-            branches: Some(request.branches.into()),
+            line,
+            content: (!waits).then(|| content_of(raw.key, request)),
+            recall: if waits { Sending::Due } else { Sending::Idle },
             in_log: None,
             decision_at: None,
             decision: Sending::Idle,
@@ -699,6 +785,8 @@ impl Shard {
             queued: false,
         };
         self.window.insert(offset, Entry::Transaction(Box::new(transaction)));
+        self.waiting += usize::from(waits);
+        self.lines.extend(line.map(|line| (line, offset)));
         self.queue(offset);
         Ok(())
     }
@@ -732,21 +820,22 @@ impl Shard {
         }
         place.next_vote = raw.offset + 1;
         let vote = match self.read_vote(participant, raw)? {
-            Ok(vote) => vote,
+            Ok(vote) => HeldVote { at: raw.offset, came_ms: raw.timestamp_ms, vote },
             Err(void) => {
                 self.void(seat, raw.offset, void);
                 return Ok(());
             }
         };
+        let request = vote.vote.txid.offset;
         let early = &mut self.roster[usize::from(seat)].early;
-        if early.passes_over(vote.txid.offset) {
+        if early.passes_over(request) {
             return Ok(());
         }
-        if vote.txid.offset >= self.next_request {
-            early.hold(raw.offset, vote, self.limits.held_votes);
+        if request >= self.next_request {
+            early.hold(vote, self.limits.held_votes);
             return Ok(());
         }
-        self.count_vote(seat, raw.offset, vote)
+        self.count_vote(seat, vote)
     }
 
     /// Whether a record is a vote of this partition's participant: by the record alone.
@@ -774,14 +863,21 @@ impl Shard {
     }
 
     /// Fills a register, if the vote is its first. The request was read before.
-    fn count_vote(&mut self, seat: u16, vote_at: u64, vote: Vote) -> Result<(), Stop> {
+    fn count_vote(&mut self, seat: u16, vote: HeldVote) -> Result<(), Stop> {
+        let HeldVote { at: vote_at, came_ms, vote } = vote;
         let offset = vote.txid.offset;
+        let asks = vote.inquiry && vote.by == Voter::Participant && self.live;
         let Some(transaction) = transaction_mut(&mut self.window, offset) else {
             // Not in the window it is finished; there it is a place that holds no request.
             if self.window.contains_key(&offset) {
                 self.void(seat, vote_at, VoidVote::NoTransaction);
-            } else if offset < self.floor.below {
+                return Ok(());
+            }
+            if offset < self.floor.below {
                 self.floor.keep_vote(seat, vote_at);
+            }
+            if asks {
+                self.inquiries.claim(offset, seat, Claim { at: vote_at, hash: vote.hash });
             }
             return Ok(());
         };
@@ -789,10 +885,14 @@ impl Shard {
             self.void(seat, vote_at, VoidVote::WrongHash);
             return Ok(());
         }
+        let is_told = transaction.state.is_told();
         let Some(register) = transaction.register_mut(seat) else {
             self.void(seat, vote_at, VoidVote::NotNamed);
             return Ok(());
         };
+        if asks && is_told {
+            self.inquiries.ask(offset);
+        }
         if register.vote.is_some() {
             return Ok(());
         }
@@ -800,6 +900,10 @@ impl Shard {
         register.vote_at = vote_at;
         let duplicate_of = vote.duplicate_of;
         register.reason = vote.code.map(|code| Box::new(Reason { code, duplicate_of }));
+        let is_first = transaction.registers.iter().filter(|register| register.vote.is_some()).count() == 1;
+        if is_first && transaction.line.is_some() {
+            transaction.since_ms = came_ms;
+        }
         transaction.drop_delivered_payloads();
         let product = transaction.product();
         let was_open = transaction.state == State::Open;
@@ -825,7 +929,7 @@ impl Shard {
             while let Some((request, held)) = self.roster[seat].early.take_below(self.next_request) {
                 for held in held {
                     match self.window.contains_key(&request) {
-                        true => self.count_vote(seat as u16, held.at, held.vote)?,
+                        true => self.count_vote(seat as u16, held)?,
                         false => self.void(seat as u16, held.at, VoidVote::NoTransaction),
                     }
                 }
@@ -859,6 +963,64 @@ impl Shard {
         }
     }
 
+    // Inquiries.
+
+    /// The decision log was looked through for [`Step::seek`]. Answers to an earlier tenure of this process are as good.
+    pub fn looked_for(&mut self, answer: LookedFor<'_>) -> Result<(), Stop> {
+        let mut decisions = BTreeMap::new();
+        for raw in answer.records {
+            let Some(value) = raw.value else { continue };
+            let decision = read_decision(raw.offset, value)?;
+            decisions.insert(decision.txid, decision);
+        }
+        for &txid in answer.txids {
+            let mut fits = false;
+            for (seat, Claim { at, hash }) in self.inquiries.take_sought(txid.offset) {
+                let participant = &self.roster[usize::from(seat)].participant;
+                match decisions.get(&txid) {
+                    None => {
+                        let (participant, is_gone) = (participant.clone(), txid.offset < answer.requests_start);
+                        self.alarms.push(Alarm::NoDecision { txid, participant, is_gone });
+                    }
+                    Some(decision) if decision.hash != hash => self.void(seat, at, VoidVote::WrongHash),
+                    Some(decision) if !decision.participants.contains(participant) => {
+                        self.void(seat, at, VoidVote::NotNamed);
+                    }
+                    Some(_) => fits = true,
+                }
+            }
+            if let Some(decision) = decisions.remove(&txid).filter(|_| fits) {
+                self.inquiries.found(decision);
+            }
+        }
+        Ok(())
+    }
+
+    /// The decision log could not be looked through: who is in doubt asks again.
+    pub fn not_looked_for(&mut self, txids: &[Txid]) {
+        for txid in txids {
+            self.inquiries.take_sought(txid.offset);
+        }
+    }
+
+    fn answer_inquiries(&mut self, now: Duration, step: &mut Step) {
+        let echo = |message: Decision, traceparent| Append {
+            what: What::Echo { offset: message.txid.offset },
+            message,
+            traceparent,
+        };
+        for offset in self.inquiries.take_asked(now) {
+            let txid = self.txid(offset);
+            let Some(transaction) = transaction_mut(&mut self.window, offset) else { continue };
+            let Some(verdict) = transaction.state.verdict() else { continue };
+            let decision = decision_of(txid, verdict, transaction, &self.roster);
+            step.echoes.push(echo(decision, transaction.traceparent.clone()));
+        }
+        step.echoes.extend(self.inquiries.take_found(now).into_iter().map(|decision| echo(decision, None)));
+        self.summary.echoed += step.echoes.len() as u64;
+        step.seek = self.inquiries.seek(now).into_iter().map(|offset| self.txid(offset)).collect();
+    }
+
     // Decisions.
 
     fn apply_decision(&mut self, raw: Raw<'_>) -> Result<(), Stop> {
@@ -868,13 +1030,7 @@ impl Shard {
         self.next_decision = raw.offset + 1;
         let Some(value) = raw.value else { return Ok(()) };
         let bad = |reason| Stop::BadDecision { offset: raw.offset, reason };
-        let decision: Decision = match codec::decode(value) {
-            Ok(decision) => decision,
-            Err(Unreadable::Newer { v }) => {
-                return Err(Stop::Newer { topic: "decisions".to_string(), offset: raw.offset, v });
-            }
-            Err(_) => return Err(bad("it cannot be read")),
-        };
+        let decision = read_decision(raw.offset, value)?;
         if decision.txid.log != self.log {
             return Ok(());
         }
@@ -920,7 +1076,9 @@ impl Shard {
     fn on(&mut self, offset: u64, event: Event) -> Result<Effect, Stop> {
         let txid = self.txid(offset);
         let Some(transaction) = transaction_mut(&mut self.window, offset) else { return Ok(Effect::Nothing) };
+        let (waited, was_told) = (transaction.waits(), transaction.state.is_told());
         let effect = transaction.on(event).map_err(|violation| Stop::Contradiction { txid, violation })?;
+        let (waits, is_told, line) = (transaction.waits(), transaction.state.is_told(), transaction.line);
         match effect {
             Effect::Nothing => {}
             Effect::Due => {
@@ -929,9 +1087,32 @@ impl Shard {
                 }
                 self.queue(offset);
             }
-            Effect::NoDue => self.queue(offset),
+            Effect::NoDue | Effect::Starts => self.queue(offset),
+        }
+        self.count_waiting(offset, waited, waits);
+        if let Some(line) = line.filter(|_| is_told && !was_told) {
+            self.lines.remove(&(line, offset));
+            if let Some(first) = self.first_of(line) {
+                self.on(first, Event::Turn)?;
+            }
         }
         Ok(effect)
+    }
+
+    /// The first transaction of a line that is not told.
+    fn first_of(&self, line: Line) -> Option<u64> {
+        self.lines.range((line, 0)..).next().filter(|(first, _)| *first == line).map(|&(_, offset)| offset)
+    }
+
+    fn count_waiting(&mut self, offset: u64, waited: bool, waits: bool) {
+        match (waited, waits) {
+            (false, true) => self.waiting += 1,
+            (true, false) => {
+                self.waiting -= 1;
+                self.front = self.front.min(offset);
+            }
+            (false, false) | (true, true) => {}
+        }
     }
 
     fn expire(&mut self, now: Duration) {
@@ -959,21 +1140,20 @@ impl Shard {
                     transaction.deadline_at_ms = Some(at_ms);
                     self.deadlines.insert((at_ms, offset));
                 }
-                let waited = std::mem::take(&mut transaction.waits_for_topics);
+                let waited = transaction.waits();
+                let waited_for_topics = std::mem::take(&mut transaction.waits_for_topics);
                 let sent = match transaction.state {
-                    State::Open => send_open(txid, transaction, &mut self.roster, waited, step),
+                    // Only a cancellation is not a matter of its turn.
+                    State::Waiting if transaction.no_reason.is_none() => 0,
+                    State::Waiting | State::Open => {
+                        send_open(txid, transaction, &mut self.roster, waited_for_topics, step)
+                    }
                     State::Decided(verdict) => send_decision(txid, verdict, transaction, &self.roster, step),
                     State::Told(verdict) => send_outcome(txid, verdict, transaction, &self.roster, step),
                     State::Finished(_) => 0,
                 };
-                match (waited, transaction.waits_for_topics) {
-                    (false, true) => self.waiting += 1,
-                    (true, false) => {
-                        self.waiting -= 1;
-                        self.front = self.front.min(offset);
-                    }
-                    (false, false) | (true, true) => {}
-                }
+                let waits = transaction.waits();
+                self.count_waiting(offset, waited, waits);
                 sent
             }
             Some(Entry::Rejected { why, sending }) if *sending == Sending::Due => {
@@ -998,11 +1178,11 @@ impl Shard {
         }
     }
 
-    /// Moves the watermark. What waits for a missing topic holds it, but what was finished behind need not be kept.
+    /// Moves the watermark. What waits holds it, but what was finished behind need not be kept.
     fn pass_finished(&mut self) {
         while let Some((&offset, entry)) = self.window.range(self.front..).next() {
             let Entry::Transaction(transaction) = entry else { break };
-            if transaction.waits_for_topics {
+            if transaction.waits() {
                 self.front = offset + 1;
             } else if transaction.is_finished() {
                 if self.window.first_key_value().is_some_and(|(&first, _)| first < offset) {
@@ -1032,7 +1212,7 @@ impl Shard {
 
     fn queue_all_naming(&mut self, seat: u16) {
         let naming: Vec<u64> =
-            self.window.iter().filter(|(_, entry)| entry.is_open_and_names(seat)).map(|(&offset, _)| offset).collect();
+            self.window.iter().filter(|(_, entry)| entry.is_undecided_and_names(seat)).map(|(&at, _)| at).collect();
         for offset in naming {
             self.queue(offset);
         }
@@ -1059,13 +1239,10 @@ impl Shard {
 }
 
 impl Entry {
-    fn is_open(&self) -> bool {
-        matches!(self, Self::Transaction(transaction) if transaction.state == State::Open)
-    }
-
-    fn is_open_and_names(&self, seat: u16) -> bool {
-        let names = |transaction: &Transaction| transaction.registers.iter().any(|register| register.seat == seat);
-        matches!(self, Self::Transaction(transaction) if transaction.state == State::Open && names(transaction))
+    fn is_undecided_and_names(&self, seat: u16) -> bool {
+        let Self::Transaction(transaction) = self else { return false };
+        let names = || transaction.registers.iter().any(|register| register.seat == seat);
+        transaction.state.verdict().is_none() && names()
     }
 }
 
@@ -1102,14 +1279,16 @@ impl What {
             | Self::No { offset, .. }
             | Self::Decision { offset }
             | Self::Outcome { offset }
-            | Self::Rejection { offset } => offset,
+            | Self::Rejection { offset }
+            | Self::Echo { offset } => offset,
         }
     }
 
-    /// What to call an append without which the shard cannot go on. A prepare that is refused becomes a `no`.
+    /// What to call an append without which the shard cannot go on. A prepare that is refused becomes a `no`, and who was
+    /// not answered asks again.
     fn indispensable(self) -> Option<&'static str> {
         match self {
-            Self::Prepare { .. } => None,
+            Self::Prepare { .. } | Self::Echo { .. } => None,
             Self::No { .. } => Some("no in a participant's place"),
             Self::Decision { .. } => Some("decision"),
             Self::Outcome { .. } => Some("outcome"),
@@ -1183,9 +1362,16 @@ fn send_noes(txid: Txid, reason: NoReason, transaction: &mut Transaction, roster
 }
 
 fn send_prepares(txid: Txid, transaction: &mut Transaction, roster: &[Seat], step: &mut Step) -> usize {
-    let Some(branches) = &transaction.branches else { return 0 };
+    let Some(content) = &transaction.content else {
+        let is_due = transaction.recall == Sending::Due;
+        if is_due {
+            transaction.recall = Sending::UnderWay;
+            step.recalls.push(txid.offset);
+        }
+        return usize::from(is_due);
+    };
     let mut sent = 0;
-    for (index, (register, branch)) in (0..).zip(transaction.registers.iter_mut().zip(branches)) {
+    for (index, (register, branch)) in (0..).zip(transaction.registers.iter_mut().zip(&content.branches)) {
         if register.vote.is_some() || register.prepare != Sending::Due {
             continue;
         }
@@ -1203,7 +1389,7 @@ fn send_prepares(txid: Txid, transaction: &mut Transaction, roster: &[Seat], ste
                     operation: branch.operation.clone(),
                     payload: branch.payload.clone(),
                     hash: transaction.hash,
-                    order_key: None,
+                    order_key: content.order_key.clone(),
                 },
             ),
             traceparent: transaction.traceparent.clone(),
@@ -1223,20 +1409,25 @@ fn send_decision(
         return 0;
     }
     transaction.decision = Sending::UnderWay;
-    let name = |register: &Register| roster[usize::from(register.seat)].participant.clone();
     step.decisions.push(Append {
         what: What::Decision { offset: txid.offset },
-        message: Decision {
-            txid,
-            outcome: verdict,
-            participants: transaction.registers.iter().map(name).collect(),
-            business_key: transaction.business_key.clone(),
-            attempt: transaction.attempt,
-            hash: transaction.hash,
-        },
+        message: decision_of(txid, verdict, transaction, roster),
         traceparent: transaction.traceparent.clone(),
     });
     1
+}
+
+/// The decision as it is appended, every time the same.
+fn decision_of(txid: Txid, verdict: Verdict, transaction: &Transaction, roster: &[Seat]) -> Decision {
+    let name = |register: &Register| roster[usize::from(register.seat)].participant.clone();
+    Decision {
+        txid,
+        outcome: verdict,
+        participants: transaction.registers.iter().map(name).collect(),
+        business_key: transaction.business_key.clone(),
+        attempt: transaction.attempt,
+        hash: transaction.hash,
+    }
 }
 
 fn send_outcome(
@@ -1273,6 +1464,23 @@ fn send_outcome(
         traceparent: transaction.traceparent.clone(),
     });
     1
+}
+
+fn read_decision(offset: u64, value: &[u8]) -> Result<Decision, Stop> {
+    codec::decode(value).map_err(|unreadable| match unreadable {
+        Unreadable::Newer { v } => Stop::Newer { topic: "decisions".to_string(), offset, v },
+        _ => Stop::BadDecision { offset, reason: "it cannot be read" },
+    })
+}
+
+/// The key of a request record, where it may stand for the order of transactions.
+fn order_key(key: &[u8]) -> Option<OrderKey> {
+    std::str::from_utf8(key).ok()?.parse().ok()
+}
+
+fn content_of(key: Option<&[u8]>, request: Request) -> Box<Content> {
+    let order_key = key.filter(|_| request.ordered).and_then(order_key);
+    Box::new(Content { order_key, branches: request.branches.into() })
 }
 
 fn transaction_mut(window: &mut BTreeMap<u64, Entry>, offset: u64) -> Option<&mut Transaction> {

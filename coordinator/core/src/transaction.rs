@@ -8,10 +8,17 @@
 //!          counts only when it is read back -------+                         append of our own is under way
 //! ```
 //!
+//! An ordered transaction is `Waiting` before it is `Open`, for as long as an earlier one of its order key is not told: no
+//! prepare is sent, and no deadline runs. Votes decide it as they decide an open one, for what was cancelled ends while it
+//! waits, and another owner may have seen its turn come.
+//!
 //! [`Transaction::on`] is that table: one `match` over state and event without a wildcard. What a transition makes due is
 //! not sent from here: [`crate::shard::Shard::step`] looks at what a transaction lacks.
 
-use suture_contract::ids::{Attempt, BusinessKey, Code, RequestHash, Txid};
+use std::num::NonZeroU64;
+
+use sha2::{Digest, Sha256};
+use suture_contract::ids::{Attempt, BusinessKey, Code, OrderKey, RequestHash, Txid};
 use suture_contract::messages::{Ballot, Branch, Verdict};
 
 use crate::shard::{Delivery, What};
@@ -19,6 +26,9 @@ use crate::shard::{Delivery, What};
 /// Where a transaction stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
+    /// At least one register is empty and none says no, and an earlier transaction of the order key is not told. Goes to
+    /// `Open` when it is its turn, and to `Decided` by votes.
+    Waiting,
     /// At least one register is empty and none says no. Goes to `Decided` by a vote, and by nothing else.
     Open,
     /// The registers give the decision; its append is not acknowledged. Goes to `Told`.
@@ -48,6 +58,8 @@ pub enum Event {
     Deadline,
     /// A cancellation was read.
     Cancel,
+    /// No earlier transaction of the order key is left that is not told.
+    Turn,
 }
 
 /// What a transition calls for.
@@ -59,6 +71,8 @@ pub enum Effect {
     Due,
     /// A `no` is due in every empty register.
     NoDue,
+    /// Prepares are due, and the deadline runs from now on.
+    Starts,
 }
 
 /// A pair of state and event that cannot be unless acknowledged records were lost. The shard stops.
@@ -95,16 +109,21 @@ pub struct Transaction {
     pub attempt: Attempt,
     /// What a vote must carry.
     pub hash: RequestHash,
-    /// How long the participants have, from when an owner first read the request live.
+    /// How long the participants have, from when an owner first read the request live, or from its turn.
     pub deadline_ms: u32,
-    /// When the broker took the request, in milliseconds since 1970; only its age at a take-over matters.
-    pub appended_at_ms: i64,
+    /// When the broker took the request, in milliseconds since 1970. Of an ordered one that has a vote, when it took that:
+    /// what waited for its turn is not old for that. Only the age matters.
+    pub since_ms: i64,
     /// The trace that the request belongs to.
     pub traceparent: Option<Box<str>>,
     /// One a branch, in the request's order.
     pub registers: Box<[Register]>,
-    /// Operations and payloads in the request's order; dropped as soon as no prepare will be sent any more.
-    pub branches: Option<Box<[Branch]>>,
+    /// The line of its order key, for an ordered one.
+    pub line: Option<Line>,
+    /// What prepares are made of. Dropped as soon as none will be sent any more, and for as long as it waits for its turn.
+    pub content: Option<Box<Content>>,
+    /// Whether the content must be read again from the request.
+    pub recall: Sending,
     /// A verdict that was read from the decision log.
     pub in_log: Option<Verdict>,
     /// The lowest offset at which a copy of the decision was read.
@@ -121,6 +140,31 @@ pub struct Transaction {
     pub waits_for_topics: bool,
     /// Whether the transaction waits in the shard's list of things to look at.
     pub queued: bool,
+}
+
+/// What prepares are made of, beside the transaction's own fields.
+#[derive(Debug)]
+pub struct Content {
+    /// The order key of an ordered request.
+    pub order_key: Option<OrderKey>,
+    /// Operations and payloads, in the request's order.
+    pub branches: Box<[Branch]>,
+}
+
+/// The ordered transactions of one order key: they run one after the other.
+///
+/// Eight bytes of the key's SHA-256, for a window holds many. Two keys that share them would wait for each other, which is
+/// slow and nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Line(NonZeroU64);
+
+impl Line {
+    /// The line of an order key.
+    pub fn of(key: &OrderKey) -> Self {
+        let digest = Sha256::digest(key.as_str());
+        let first = digest.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+        Self(NonZeroU64::new(first).unwrap_or(NonZeroU64::MIN))
+    }
 }
 
 /// One participant's vote register of one transaction, and what we sent for it.
@@ -176,24 +220,31 @@ impl Transaction {
     pub fn on(&mut self, event: Event) -> Result<Effect, Violation> {
         let violation = Violation { state: self.state, event };
         let (next, effect) = match (self.state, event) {
-            (State::Open, Event::Vote { product: None }) => (State::Open, Effect::Nothing),
-            (State::Open, Event::Vote { product: Some(verdict) }) => match self.in_log {
+            (State::Waiting | State::Open, Event::Vote { product: None }) => (self.state, Effect::Nothing),
+            (State::Waiting | State::Open, Event::Vote { product: Some(verdict) }) => match self.in_log {
                 // An earlier owner has told it. With our own append under way its report settles the matter.
                 Some(told) if told == verdict => (State::Told(verdict), Effect::Due),
                 Some(_) => return Err(violation),
                 None => (State::Decided(verdict), Effect::Due),
             },
             // The votes that decided it have not been read here yet; they are compared when they are.
-            (State::Open, Event::DecisionRead(verdict)) => match self.in_log {
+            (State::Waiting | State::Open, Event::DecisionRead(verdict)) => match self.in_log {
                 Some(told) if told != verdict => return Err(violation),
                 Some(_) | None => {
                     self.in_log = Some(verdict);
-                    (State::Open, Effect::Nothing)
+                    (self.state, Effect::Nothing)
                 }
             },
             // Of an append before this process took the shard anew: the registers will say the same.
-            (State::Open, Event::DecisionAcknowledged | Event::OutcomeAcknowledged) => (State::Open, Effect::Nothing),
-            (State::Open, Event::Deadline | Event::Cancel) => (State::Open, Effect::NoDue),
+            (State::Waiting | State::Open, Event::DecisionAcknowledged | Event::OutcomeAcknowledged) => {
+                (self.state, Effect::Nothing)
+            }
+            (State::Waiting | State::Open, Event::Cancel) => (self.state, Effect::NoDue),
+            (State::Open, Event::Deadline) => (State::Open, Effect::NoDue),
+            // Its deadline has not begun.
+            (State::Waiting, Event::Deadline) => (State::Waiting, Effect::Nothing),
+            (State::Waiting, Event::Turn) => (State::Open, Effect::Starts),
+            (State::Open, Event::Turn) => (State::Open, Effect::Nothing),
 
             (State::Decided(_), Event::Vote { product }) if product != self.state.verdict() => return Err(violation),
             (State::Decided(verdict), Event::Vote { .. }) => (State::Decided(verdict), Effect::Nothing),
@@ -206,7 +257,9 @@ impl Transaction {
             (State::Decided(verdict), Event::DecisionRead(_)) => (State::Told(verdict), Effect::Due),
             (State::Decided(verdict), Event::DecisionAcknowledged) => (State::Told(verdict), Effect::Due),
             (State::Decided(verdict), Event::OutcomeAcknowledged) => (State::Decided(verdict), Effect::Nothing),
-            (State::Decided(verdict), Event::Deadline | Event::Cancel) => (State::Decided(verdict), Effect::Nothing),
+            (State::Decided(verdict), Event::Deadline | Event::Cancel | Event::Turn) => {
+                (State::Decided(verdict), Effect::Nothing)
+            }
 
             (State::Told(_), Event::Vote { product }) if product != self.state.verdict() => return Err(violation),
             (State::Told(verdict), Event::Vote { .. }) => (State::Told(verdict), Effect::Nothing),
@@ -214,7 +267,9 @@ impl Transaction {
             (State::Told(verdict), Event::DecisionRead(_)) => (State::Told(verdict), Effect::Nothing),
             (State::Told(verdict), Event::DecisionAcknowledged) => (State::Told(verdict), Effect::Nothing),
             (State::Told(verdict), Event::OutcomeAcknowledged) => (State::Finished(verdict), Effect::Nothing),
-            (State::Told(verdict), Event::Deadline | Event::Cancel) => (State::Told(verdict), Effect::Nothing),
+            (State::Told(verdict), Event::Deadline | Event::Cancel | Event::Turn) => {
+                (State::Told(verdict), Effect::Nothing)
+            }
 
             (State::Finished(_), Event::Vote { product }) if product != self.state.verdict() => return Err(violation),
             (State::Finished(verdict), Event::Vote { .. }) => (State::Finished(verdict), Effect::Nothing),
@@ -223,7 +278,9 @@ impl Transaction {
             (State::Finished(verdict), Event::DecisionAcknowledged | Event::OutcomeAcknowledged) => {
                 (State::Finished(verdict), Effect::Nothing)
             }
-            (State::Finished(verdict), Event::Deadline | Event::Cancel) => (State::Finished(verdict), Effect::Nothing),
+            (State::Finished(verdict), Event::Deadline | Event::Cancel | Event::Turn) => {
+                (State::Finished(verdict), Effect::Nothing)
+            }
         };
         self.state = next;
         Ok(effect)
@@ -243,12 +300,12 @@ impl Transaction {
             register.no = Sending::Due;
         }
         self.no_reason.get_or_insert(reason);
-        self.branches = None;
+        self.content = None;
     }
 
     /// The transaction was decided: returns the deadline that it does not need any more.
     pub fn leave_open(&mut self) -> Option<u64> {
-        self.branches = None;
+        self.content = None;
         self.deadline_at_ms.take()
     }
 
@@ -271,7 +328,7 @@ impl Transaction {
             }
             What::Decision { .. } => self.decision.settle(delivery),
             What::Outcome { .. } => self.outcome.settle(delivery),
-            What::Rejection { .. } => {}
+            What::Rejection { .. } | What::Echo { .. } => {}
         }
     }
 
@@ -279,13 +336,18 @@ impl Transaction {
     pub fn drop_delivered_payloads(&mut self) {
         let needed = |register: &Register| register.vote.is_none() && register.prepare != Sending::Done;
         if !self.registers.iter().any(needed) {
-            self.branches = None;
+            self.content = None;
         }
     }
 
     /// The register of a seat.
     pub fn register_mut(&mut self, seat: u16) -> Option<&mut Register> {
         self.registers.iter_mut().find(|register| register.seat == seat)
+    }
+
+    /// Whether only others can set it going: its turn has not come, or a missing topic has not.
+    pub fn waits(&self) -> bool {
+        self.state == State::Waiting || self.waits_for_topics
     }
 
     /// Whether the transaction no longer holds the watermark.
@@ -310,8 +372,16 @@ impl State {
     /// What was decided, if it is.
     pub fn verdict(self) -> Option<Verdict> {
         match self {
-            Self::Open => None,
+            Self::Waiting | Self::Open => None,
             Self::Decided(verdict) | Self::Told(verdict) | Self::Finished(verdict) => Some(verdict),
+        }
+    }
+
+    /// Whether the decision stands in the log.
+    pub fn is_told(self) -> bool {
+        match self {
+            Self::Waiting | Self::Open | Self::Decided(_) => false,
+            Self::Told(_) | Self::Finished(_) => true,
         }
     }
 }

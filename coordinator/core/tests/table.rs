@@ -16,7 +16,9 @@ type Column = (&'static str, fn(Verdict) -> Transaction);
 type Row = (&'static str, fn(Verdict) -> Event);
 
 /// Every state, and what else the result hangs on. V is the verdict that the state, or the log, has.
-const COLUMNS: [Column; 9] = [
+const COLUMNS: [Column; 11] = [
+    ("Waiting", |_| transaction(State::Waiting)),
+    ("Waiting, V read in the decision log", |v| Transaction { in_log: Some(v), ..transaction(State::Waiting) }),
     ("Open", |_| transaction(State::Open)),
     ("Open, V read in the decision log", |v| Transaction { in_log: Some(v), ..transaction(State::Open) }),
     ("Decided V", |v| transaction(State::Decided(v))),
@@ -32,7 +34,7 @@ const COLUMNS: [Column; 9] = [
 ];
 
 /// Every event, with the verdict V of the column or the other one.
-const ROWS: [Row; 9] = [
+const ROWS: [Row; 10] = [
     ("first vote, the registers do not decide yet", |_| Event::Vote { product: None }),
     ("first vote, the registers give V", |v| Event::Vote { product: Some(v) }),
     ("first vote, the registers give the other verdict", |v| Event::Vote { product: Some(other(v)) }),
@@ -42,6 +44,7 @@ const ROWS: [Row; 9] = [
     ("append of the outcome acknowledged", |_| Event::OutcomeAcknowledged),
     ("deadline", |_| Event::Deadline),
     ("cancellation", |_| Event::Cancel),
+    ("its turn", |_| Event::Turn),
 ];
 
 #[test]
@@ -59,16 +62,20 @@ fn every_pair_is_what_the_document_says() {
 }
 
 #[test]
-fn nothing_leaves_finished_and_only_votes_leave_open() {
+fn nothing_leaves_finished_only_votes_decide_and_only_its_turn_opens() {
     for verdict in [Verdict::Commit, Verdict::Abort] {
         for (name, column) in COLUMNS {
             for (event, row) in ROWS {
                 let mut transaction = column(verdict);
                 let from = transaction.state;
                 let result = transaction.on(row(verdict));
-                let (stays, is_vote) = (transaction.state == from, matches!(row(verdict), Event::Vote { .. }));
+                let stays = transaction.state == from;
+                let (is_vote, is_turn) = (matches!(row(verdict), Event::Vote { .. }), row(verdict) == Event::Turn);
+                let decides = from.verdict().is_none() && transaction.state.verdict().is_some();
                 assert!(stays || from != State::Finished(verdict), "{name}, {event}");
-                assert!(stays || from != State::Open || is_vote, "{name}, {event}");
+                assert!(is_vote || !decides, "{name}, {event}");
+                assert!(stays || is_turn || transaction.state != State::Open, "{name}, {event}");
+                assert!(transaction.state != State::Waiting || from == State::Waiting, "{name}, {event}");
                 assert!(stays || result.is_ok(), "{name}, {event}: a violation changes nothing");
                 assert!(from.verdict().is_none() || from.verdict() == transaction.state.verdict(), "{name}, {event}");
             }
@@ -111,6 +118,7 @@ fn cell((_, column): Column, (_, row): Row) -> String {
         let state = match transaction.state {
             state if state == from && transaction.in_log != log => "remembered".to_string(),
             state if state == from => String::new(),
+            State::Waiting => "Waiting".to_string(),
             State::Open => "Open".to_string(),
             State::Decided(decided) => format!("Decided {}", of(decided)),
             State::Told(decided) => format!("Told {}", of(decided)),
@@ -121,6 +129,7 @@ fn cell((_, column): Column, (_, row): Row) -> String {
             (Effect::Due, State::Decided(_)) => "decision due",
             (Effect::Due, _) => "outcome due",
             (Effect::NoDue, _) => "`no` due in the empty registers",
+            (Effect::Starts, _) => "prepares due",
         };
         match (state.is_empty(), due.is_empty()) {
             (true, true) => "-".to_string(),
@@ -146,10 +155,12 @@ fn transaction(state: State) -> Transaction {
         attempt: Attempt::FIRST,
         hash: "k1:00000000000000000000000000000001".parse().unwrap(),
         deadline_ms: 30_000,
-        appended_at_ms: 0,
+        since_ms: 0,
         traceparent: None,
         registers: Box::default(),
-        branches: None,
+        line: None,
+        content: None,
+        recall: Sending::Idle,
         in_log: None,
         decision_at: None,
         decision: Sending::Idle,

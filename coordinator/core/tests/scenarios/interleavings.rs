@@ -6,17 +6,19 @@
 //! - each decision is the product of the first votes, and all copies are equal to the byte;
 //! - no positions record passes a first vote or a decision of a transaction at or above its watermark;
 //! - after healing and draining, every request has a decision and an outcome, and the watermark stands at the end;
-//! - an owner from any positions record, with or without the decision log, decides what was decided.
+//! - an owner from any positions record, with or without the decision log, decides what was decided;
+//! - who asks for its decision gets equal copies of it, and costs nothing else;
+//! - an ordered transaction is asked for only when each earlier one of its order key has its decision in the log.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use suture_contract::codec;
 use suture_contract::ids::{Participant, Txid};
-use suture_contract::messages::{Ballot, Branch, Cancel, Decision, Outcome, Verdict, Vote, Voter};
+use suture_contract::messages::{Ballot, Branch, Cancel, Decision, Outcome, Prepare, Verdict, Vote, Voter};
 use suture_contract::topic_map::Topic;
 use suture_coordinator_core::positions::Positions;
-use suture_coordinator_core::shard::{Delivery, Limits};
+use suture_coordinator_core::shard::{Alarm, Delivery, Limits, What};
 
 use crate::world::{self, Send, Stored, World, participant, stored, txid};
 
@@ -49,7 +51,17 @@ fn any_interleaving_decides_the_product_of_the_first_votes() {
     for what in kinds {
         least(what, 100);
     }
-    for what in ["commit", "abort", "expired", "decided twice", "waits for topics"] {
+    for what in [
+        "commit",
+        "abort",
+        "expired",
+        "decided twice",
+        "waits for topics",
+        "waits for its turn",
+        "had its turn",
+        "echo",
+        "looked for",
+    ] {
         least(what, 100);
     }
 }
@@ -136,7 +148,10 @@ impl Life {
             2 | 3 => named.truncate(1),
             _ => {}
         }
-        self.world.append(Topic::Requests, stored(world::order_key(), &world::request(place, &named)));
+        let mut request = world::request(place, &named);
+        request.ordered = self.one_in(2);
+        let patient = world::nth_order_key(self.below(2));
+        self.world.append(Topic::Requests, stored(patient, &request));
     }
 
     /// Participants answer prepares, some of them twice, and differently.
@@ -157,6 +172,7 @@ impl Life {
             0 => vote.hash = "k1:00000000000000000000000000000abc".parse().unwrap(),
             1 => vote.by = if ballot == Ballot::Yes { Voter::Coordinator } else { Voter::Participant },
             2 => return self.world.append(votes, Stored { key: None, value: Some(b"{".to_vec()) }),
+            3..=6 => vote.inquiry = true,
             _ => {}
         }
         self.world.append(votes, stored(vote.txid, &vote));
@@ -217,10 +233,44 @@ impl Life {
         if self.world.owners[owner].shard.summary().waiting > 0 {
             self.meet("waits for topics");
         }
+        let lost = stepped.alarms.iter().find(|alarm| matches!(alarm, Alarm::NoDecision { .. }));
+        assert!(lost.is_none(), "seed {}: {lost:?}", self.seed);
+        if !stepped.seek.is_empty() {
+            self.meet("looked for");
+        }
+        if self.one_in(2) {
+            self.world.look_for(owner, 0);
+        }
+        let echoes = stepped.sends.iter().filter(|send| matches!(send.what, What::Echo { .. })).count();
+        (0..echoes).for_each(|_| self.meet("echo"));
+        if self.world.owners[owner].shard.summary().in_line > 0 {
+            self.meet("waits for its turn");
+        }
+        for _ in &stepped.recalls {
+            self.meet("had its turn");
+        }
+        self.check_order(&stepped.sends);
         for send in stepped.sends {
             self.send(owner, send);
         }
         self.no_stop(owner);
+    }
+
+    /// Before a prepare of an ordered transaction leaves, the decisions of all earlier ones of its order key stand in the log.
+    fn check_order(&self, sends: &[Send]) {
+        for send in sends.iter().filter(|send| matches!(send.topic, Topic::Prepare(_))) {
+            let prepare: Prepare = codec::decode(send.record.value.as_deref().unwrap()).unwrap();
+            let ordered = |place: usize| self.world.request_at(place).is_some_and(|request| request.ordered);
+            let place = prepare.txid.offset as usize;
+            let requests = self.world.log(&Topic::Requests);
+            let key = requests[place].key.clone().filter(|_| ordered(place));
+            assert_eq!(prepare.order_key.map(|key| key.to_string().into_bytes()), key, "seed {}", self.seed);
+            for before in (0..place).filter(|&before| ordered(before) && requests[before].key == key) {
+                let decided = |record: &Stored| record.key == Some(txid(before).to_string().into_bytes());
+                let told = self.world.log(&Topic::Decisions).iter().any(decided);
+                assert!(told, "seed {}: {place} is asked for before {before} is told", self.seed);
+            }
+        }
     }
 
     fn send(&mut self, owner: &str, mut send: Send) {
@@ -319,13 +369,14 @@ impl Life {
             assert!(round < 200, "seed {seed}: does not come to an end: {:?}", self.world.owners[survivor].shard);
             let read = self.world.read_all(survivor);
             let stepped = self.world.step(survivor);
+            self.check_order(&stepped.sends);
             for mut send in stepped.sends.clone() {
                 self.world.write(&mut send);
                 self.world.report(survivor, send.what, Delivery::Acknowledged);
             }
             self.no_stop(survivor);
             self.check_decisions();
-            if read == 0 && stepped.sends.is_empty() && stepped.rereads.is_empty() {
+            if read == 0 && stepped.is_empty() {
                 let owner = self.world.owners.get_mut(survivor).unwrap();
                 let Some(deadline) = owner.shard.next_deadline() else {
                     if owner.shard.missing().next().is_none() {
@@ -405,8 +456,7 @@ impl Life {
                         self.world.report("C", send.what, Delivery::Acknowledged);
                     }
                     self.no_stop("C");
-                    if read == 0 && stepped.sends.is_empty() && stepped.rereads.is_empty() && self.world.is_loaded("C")
-                    {
+                    if read == 0 && stepped.is_empty() && self.world.is_loaded("C") {
                         break;
                     }
                 }

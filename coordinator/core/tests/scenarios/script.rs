@@ -4,19 +4,22 @@
 //! ```text
 //! serve P..                      these participants have topics
 //! limits window=N held=N         for the owners that come
-//! request P.. [deadline=MS] [ordered]        appends a request
-//! vote P N yes|no [code=] [hash=] [by=] [txid=] [names=] [key=] [duplicate_of=] [inquiry]
+//! request P.. [deadline=MS] [ordered] [patient=N] [hash=]   appends a request; the patient is its order key
+//! vote P N yes|no [code=] [hash=] [by=] [txid=] [names=] [key=] [duplicate_of=] [inquiry] [later=60m]
 //! cancel N                       appends a cancellation of the transaction at offset N
 //! decide N commit|abort [hash=]  appends a decision, as another coordinator would
-//! raw TOPIC KEY VALUE            appends anything; `-` is null, \xNN a byte, size:N so many letters
+//! raw TOPIC KEY VALUE            appends anything; `-` is null, \xNN a byte, size:N so many letters; as a key `patient` is the
+//!                                first patient, `stranger` another shard's, `odd` no order key
+//! lose TOPIC N                   the records from offset N on are gone, though they were acknowledged
 //! take A [from N] [at 5s] [later=10m]   reads everything from positions record N (or the logs' starts) and goes live
 //! new A [from N]; live A [at 5s]        the same in two halves
 //! read A [TOPIC [COUNT]]         reads on
-//! feed A TOPIC N                 a record that was under way to the reader
+//! feed A TOPIC N [recalled]      a record that was under way to the reader, or a request that was read once more
 //! step A [at 31s] [silent|lost|refused|kept][=TOPIC]   appends; without a word everything is acknowledged
 //! ack A, fail A [TOPIC]          reports on what is under way
 //! land A                         what was kept reaches the broker only now
 //! run A [at 31s]                 reads and steps until nothing comes any more
+//! look A [start=N]               looks through the decision log for what was asked for; the requests log begins at N
 //! standing A P; commit A; crash A; show A
 //! ```
 
@@ -117,7 +120,9 @@ fn obey(world: &mut World, command: &str, notes: &mut Vec<String>) {
             let mut request = world::request(world.log(&Topic::Requests).len(), &names);
             request.deadline_ms = option("deadline").map_or(request.deadline_ms, |ms| ms.parse().unwrap());
             request.ordered = words.contains(&"ordered");
-            world.append(Topic::Requests, stored(world::order_key(), &request));
+            request.hash = option("hash").map_or(request.hash, |hash| hash.parse().unwrap());
+            let patient = world::nth_order_key(option("patient").map_or(0, |n| n.parse().unwrap()));
+            world.append(Topic::Requests, stored(patient, &request));
         }
         "vote" => {
             let voter = participant(name);
@@ -135,6 +140,10 @@ fn obey(world: &mut World, command: &str, notes: &mut Vec<String>) {
             }
             if option("by") == Some("coordinator") {
                 vote.by = Voter::Coordinator;
+            }
+            if let Some(later) = option("later") {
+                let (topic, later_ms) = (Topic::Votes(voter.clone()), duration(later).as_millis() as i64);
+                world.later_ms.insert((topic.clone(), world.log(&topic).len()), later_ms);
             }
             let key = option("key").map_or(bytes(&vote.txid.to_string()), bytes);
             world.append(Topic::Votes(voter), Stored { key, ..stored("", &vote) });
@@ -162,10 +171,15 @@ fn obey(world: &mut World, command: &str, notes: &mut Vec<String>) {
         }
         "raw" => {
             let value = command.splitn(4, ' ').nth(3).unwrap_or("");
-            let key = if words[2] == "patient" { world::order_key() } else { words[2].to_string() };
-            let key = if words[2] == "stranger" { world::foreign_order_key() } else { key };
+            let key = match words[2] {
+                "patient" => world::order_key(),
+                "stranger" => world::foreign_order_key(),
+                "odd" => world::odd_key(),
+                key => key.to_string(),
+            };
             world.append(topic(name), Stored { key: bytes(&key), value: bytes(value) });
         }
+        "lose" => world.logs.get_mut(&topic(name)).unwrap().truncate(number(2)),
         "new" | "take" => {
             let from = after("from").map(|n| world.positions[n.parse::<usize>().unwrap()].clone());
             world.start(name, from.as_ref());
@@ -202,12 +216,13 @@ fn obey(world: &mut World, command: &str, notes: &mut Vec<String>) {
                 traceparent: None,
             };
             let owner = world.owners.get_mut(name).unwrap();
-            let record = match &topic {
-                Topic::Votes(participant) => Record::Vote(participant, raw),
-                Topic::Decisions => Record::Decision(raw),
-                _ => Record::Request(raw),
+            let taken = match &topic {
+                Topic::Votes(participant) => owner.shard.apply(Record::Vote(participant, raw)),
+                Topic::Decisions => owner.shard.apply(Record::Decision(raw)),
+                _ if words.contains(&"recalled") => owner.shard.recalled(raw),
+                _ => owner.shard.apply(Record::Request(raw)),
             };
-            owner.stopped = owner.shard.apply(record).err();
+            owner.stopped = taken.err();
         }
         "step" => {
             if let Some(at) = after("at") {
@@ -240,6 +255,7 @@ fn obey(world: &mut World, command: &str, notes: &mut Vec<String>) {
             }
             world.owners.get_mut(name).unwrap().under_way = under_way;
         }
+        "look" => world.look_for(name, option("start").map_or(0, |n| n.parse().unwrap())),
         "standing" => world.tell_standing(name, &participant(words[2])),
         "commit" => {
             let positions = world.owners[name].shard.positions();
@@ -274,7 +290,13 @@ fn step(world: &mut World, name: &str, words: &[&str], notes: &mut Vec<String>) 
     for (participant, from) in &stepped.rereads {
         notes.push(format!("{name} reads votes.{participant} again from {from}"));
     }
-    let count = stepped.sends.len() + stepped.rereads.len();
+    for offset in &stepped.recalls {
+        notes.push(format!("{name} reads requests@{offset} once more"));
+    }
+    for txid in &stepped.seek {
+        notes.push(format!("{name} looks for the decision of {txid}"));
+    }
+    let count = stepped.sends.len() + stepped.rereads.len() + stepped.recalls.len();
     for mut send in stepped.sends {
         let applies = |fate: &str| {
             words.iter().any(|word| match word.split_once('=') {

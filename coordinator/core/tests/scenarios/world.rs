@@ -12,7 +12,7 @@ use suture_contract::messages::{Ballot, Branch, Request, Verdict, Vote, Voter};
 use suture_contract::partitioner::shard_of;
 use suture_contract::topic_map::Topic;
 use suture_coordinator_core::positions::Positions;
-use suture_coordinator_core::shard::{Alarm, Delivery, Limits, Raw, Record, Shard, Step, Stop, What};
+use suture_coordinator_core::shard::{Alarm, Delivery, Limits, LookedFor, Raw, Record, Shard, Step, Stop, What};
 
 pub const LOG: &str = "k3f9q";
 pub const SHARD: ShardId = ShardId(3);
@@ -43,6 +43,15 @@ pub struct Stepped {
     pub sends: Vec<Send>,
     pub alarms: Vec<Alarm>,
     pub rereads: Vec<(Participant, u64)>,
+    pub recalls: Vec<u64>,
+    pub seek: Vec<Txid>,
+}
+
+impl Stepped {
+    /// Whether nothing is left to do before something else happens.
+    pub fn is_empty(&self) -> bool {
+        self.sends.is_empty() && self.rereads.is_empty() && self.recalls.is_empty()
+    }
 }
 
 /// A coordinator process with the shard.
@@ -53,6 +62,10 @@ pub struct Owner {
     /// The offset to read next, by topic.
     pub read: BTreeMap<Topic, usize>,
     pub under_way: Vec<Send>,
+    /// Requests to read once more.
+    pub recalls: Vec<u64>,
+    /// Decisions to look for in their log.
+    pub seek: Vec<Txid>,
     pub stopped: Option<Stop>,
 }
 
@@ -60,6 +73,8 @@ pub struct Owner {
 #[derive(Default)]
 pub struct World {
     pub logs: BTreeMap<Topic, Vec<Stored>>,
+    /// By how much later than [`WALL_MS`] a record was appended, for those that were not then.
+    pub later_ms: BTreeMap<(Topic, usize), i64>,
     pub served: BTreeSet<Participant>,
     /// Every positions record ever written.
     pub positions: Vec<Positions>,
@@ -79,8 +94,18 @@ pub fn txid(offset: usize) -> Txid {
 
 /// Some patient of the shard.
 pub fn order_key() -> String {
+    nth_order_key(0)
+}
+
+/// One of the shard's patients.
+pub fn nth_order_key(n: usize) -> String {
     let of_shard = |key: &String| shard_of(key.as_bytes(), PARTITIONS) == SHARD;
-    (0..).map(|n| format!("patient-{n}")).find(of_shard).unwrap()
+    (0..).map(|n| format!("patient-{n}")).filter(of_shard).nth(n).unwrap()
+}
+
+/// A key of the shard that is no order key.
+pub fn odd_key() -> String {
+    (0..).map(|n| format!("patient {n}")).find(|key| shard_of(key.as_bytes(), PARTITIONS) == SHARD).unwrap()
 }
 
 /// Another shard's patient.
@@ -159,6 +184,8 @@ impl World {
             live: false,
             read: topics.chain(logs).collect(),
             under_way: Vec::new(),
+            recalls: Vec::new(),
+            seek: Vec::new(),
             stopped: None,
         };
         self.owners.insert(name.to_string(), owner);
@@ -182,19 +209,28 @@ impl World {
         })
     }
 
-    /// Reads up to `most` records of a topic; returns how many.
+    /// Reads up to `most` records of a topic; returns how many. Requests that were asked for again come first.
     pub fn read(&mut self, name: &str, topic: &Topic, most: usize) -> usize {
         let owner = self.owners.get_mut(name).unwrap();
         let Some(at) = owner.read.get_mut(topic) else { return 0 };
         let log = self.logs.get(topic).map_or(&[][..], Vec::as_slice);
         let mut count = 0;
+        while count < most && *topic == Topic::Requests && owner.stopped.is_none() {
+            let Some(offset) = owner.recalls.pop() else { break };
+            let Stored { key, value } = &log[offset as usize];
+            let (key, value) = (key.as_deref(), value.as_deref());
+            let raw = Raw { offset, timestamp_ms: WALL_MS, key, value, traceparent: None };
+            owner.stopped = owner.shard.recalled(raw).err();
+            count += 1;
+        }
         while count < most && *at < log.len() && owner.stopped.is_none() {
             if *topic == Topic::Requests && !owner.shard.wants_requests() {
                 break;
             }
+            let later_ms = self.later_ms.get(&(topic.clone(), *at)).copied().unwrap_or_default();
             let raw = Raw {
                 offset: *at as u64,
-                timestamp_ms: WALL_MS,
+                timestamp_ms: WALL_MS + later_ms,
                 key: log[*at].key.as_deref(),
                 value: log[*at].value.as_deref(),
                 traceparent: None,
@@ -233,7 +269,23 @@ impl World {
                 return stepped;
             }
             let step = owner.shard.step(owner.now, usize::MAX);
-            let Step { prepares, noes, decisions, outcomes, rejections, rereads, look_up, alarms } = step;
+            let Step {
+                prepares,
+                noes,
+                decisions,
+                outcomes,
+                echoes,
+                rejections,
+                rereads,
+                recalls,
+                seek,
+                look_up,
+                alarms,
+            } = step;
+            owner.seek.extend(&seek);
+            stepped.seek.extend(seek);
+            owner.recalls.extend(&recalls);
+            stepped.recalls.extend(recalls);
             let mut send = |what, topic, record| stepped.sends.push(Send { what, topic, record, written: false });
             for append in prepares {
                 let (participant, prepare) = append.message;
@@ -243,7 +295,7 @@ impl World {
                 let topic = Topic::Votes(append.message.participant.clone());
                 send(append.what, topic, stored(append.message.txid, &append.message));
             }
-            for append in decisions {
+            for append in decisions.into_iter().chain(echoes) {
                 send(append.what, Topic::Decisions, stored(append.message.txid, &append.message));
             }
             for append in outcomes {
@@ -274,6 +326,24 @@ impl World {
             if self.log(&Topic::Votes(participant.clone())).is_empty() {
                 self.owners.get_mut(name).unwrap().shard.caught_up(participant);
             }
+        }
+    }
+
+    /// Looks through the decision log for what was asked for; the requests log begins at `requests_start`.
+    pub fn look_for(&mut self, name: &str, requests_start: u64) {
+        let owner = self.owners.get_mut(name).unwrap();
+        let txids = std::mem::take(&mut owner.seek);
+        let log = self.logs.get(&Topic::Decisions).map_or(&[][..], Vec::as_slice);
+        let last = |txid: &Txid| {
+            let key = txid.to_string().into_bytes();
+            let (at, found) = log.iter().enumerate().rfind(|(_, record)| record.key.as_ref() == Some(&key))?;
+            let (key, value) = (found.key.as_deref(), found.value.as_deref());
+            Some(Raw { offset: at as u64, timestamp_ms: WALL_MS, key, value, traceparent: None })
+        };
+        let records: Vec<Raw<'_>> = txids.iter().filter_map(last).collect();
+        let answer = LookedFor { txids: &txids, records: &records, requests_start };
+        if owner.stopped.is_none() {
+            owner.stopped = owner.shard.looked_for(answer).err();
         }
     }
 
