@@ -36,6 +36,7 @@ use suture_contract::ids::{BusinessKey, Participant, Shard, Txid};
 use suture_contract::messages::{Ballot, Decision, Prepare, Vote, Voter};
 use suture_contract::topic_map::participant_group;
 use suture_participants_core::branch::Answer;
+use suture_participants_core::lines::Lines;
 use suture_participants_core::progress::Progress;
 use suture_topics::failure::KafkaFailure;
 use suture_topics::membership::{Commit, CommitError, MemberEvent, Membership};
@@ -58,6 +59,12 @@ const DECISION_BATCH: usize = 512;
 
 /// How often positions are stored; between two times a crash costs only repeats.
 const STORE_EVERY: Duration = Duration::from_millis(100);
+
+/// How often it is looked up whether those that parked prepares wait for are in doubt still.
+const LOOK_AT_LINES_EVERY: Duration = Duration::from_secs(1);
+
+/// Most prepares that are held back, each with its payload. With so many none is read before some have run.
+const MOST_HELD: usize = 1_000;
 
 /// How often the summary is logged.
 const SUMMARY_EVERY: Duration = Duration::from_secs(60);
@@ -167,6 +174,8 @@ pub async fn run<R: Resource>(
         preparing: HashSet::new(),
         preparing_keys: HashSet::new(),
         held_prepares: Vec::new(),
+        lines: Lines::default(),
+        line_job: JoinSet::new(),
         is_full: false,
         decision_queue: VecDeque::new(),
         decision_job: JoinSet::new(),
@@ -223,8 +232,13 @@ struct Service<R> {
     preparing: HashSet<Txid>,
     /// Their business keys.
     preparing_keys: HashSet<BusinessKey>,
-    /// Prepares of what is being decided, or of a business key that is being prepared, in the order of the log.
+    /// Prepares of what is being decided, of a business key that is being prepared, or parked behind an earlier transaction of
+    /// their order key; in the order of the log.
     held_prepares: Vec<Job<Prepare>>,
+    /// Who is parked behind whom.
+    lines: Lines,
+    /// Whether those before them are in doubt still.
+    line_job: JoinSet<(u64, Option<Vec<Txid>>)>,
     /// The resource takes no more branches before some are decided.
     is_full: bool,
     decision_queue: VecDeque<Job<Decision>>,
@@ -292,6 +306,8 @@ impl<R: Resource> Service<R> {
     async fn serve(&mut self, inbox: &mut Inbox, shutdown: &mut watch::Receiver<bool>) -> Result<(), ServiceError> {
         let mut store = interval(STORE_EVERY);
         store.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut lines = interval(LOOK_AT_LINES_EVERY);
+        lines.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut summary = interval(SUMMARY_EVERY);
         summary.set_missed_tick_behavior(MissedTickBehavior::Delay);
         summary.tick().await;
@@ -302,7 +318,7 @@ impl<R: Resource> Service<R> {
                 Some(event) = inbox.decision_events.recv(), if self.decision_queue.is_empty() => {
                     self.on_decisions(event)?;
                 }
-                Some(event) = inbox.prepare_events.recv(), if self.prepare_queue.is_empty() => {
+                Some(event) = inbox.prepare_events.recv(), if self.prepare_queue.is_empty() && self.has_room() => {
                     self.on_prepares(event)?;
                 }
                 Some(report) = inbox.delivered.recv() => self.on_delivery(report)?,
@@ -314,11 +330,13 @@ impl<R: Resource> Service<R> {
                     self.on_committed(committed.map_err(|_| ServiceError::Job)?)?;
                 }
                 Some(_) = self.summary_job.join_next() => {}
+                Some(found) = self.line_job.join_next() => self.on_lines(found.map_err(|_| ServiceError::Job)?),
                 _ = store.tick() => {
                     self.is_full = false;
                     self.send_unsent();
                     self.store_positions();
                 }
+                _ = lines.tick() => self.look_at_lines(),
                 _ = summary.tick() => self.summarise(),
             }
             self.start_decisions();
@@ -349,6 +367,7 @@ impl<R: Resource> Service<R> {
         for shard in &gone {
             self.stop_reading(*shard);
             self.shards.remove(shard);
+            self.lines.forget(*shard);
         }
         let new: Vec<Shard> = ours.iter().filter(|shard| !self.shards.contains_key(shard)).copied().collect();
         tracing::info!(participant = %self.participant, shards = ours.len(), new = new.len(), gone = gone.len(), "shards assigned");
@@ -380,6 +399,7 @@ impl<R: Resource> Service<R> {
             let Some(state) = self.shards.get_mut(&shard).filter(|state| state.phase == Phase::Taking(take)) else {
                 continue;
             };
+            taken.in_doubt.into_iter().for_each(|txid| self.lines.was_there(txid));
             state.prepares = Track::starting_at(taken.prepares);
             state.decisions = Track::starting_at(taken.decisions);
             if let Some(problem) = taken.problem {
@@ -486,6 +506,9 @@ impl<R: Resource> Service<R> {
 
     fn on_decided(&mut self, decided: Vec<(Job<Decision>, Decided)>) {
         self.deciding.clear();
+        for (job, _) in decided.iter().filter(|(_, decided)| decided.is_ok()) {
+            self.lines.leaves(&job.message.txid);
+        }
         self.release_prepares();
         for (job, decided) in decided {
             let Job { shard, offset, message, .. } = job;
@@ -566,11 +589,16 @@ impl<R: Resource> Service<R> {
     fn hold_back(&mut self, batch: Vec<Job<Prepare>>) -> Vec<Job<Prepare>> {
         let mut free = Vec::with_capacity(batch.len());
         for job in batch {
-            let Prepare { txid, business_key, .. } = &*job.message;
+            let Prepare { txid, business_key, order_key, .. } = &*job.message;
             let is_behind = self.held_prepares.iter().any(|held| held.message.business_key == *business_key);
-            if is_behind || self.deciding.contains(txid) || self.preparing_keys.contains(business_key) {
+            let is_parked = order_key.as_ref().is_some_and(|key| !self.lines.is_first(txid, key));
+            let is_busy = self.deciding.contains(txid) || self.preparing_keys.contains(business_key);
+            if is_behind || is_parked || is_busy {
                 self.held_prepares.push(job);
             } else {
+                if let Some(key) = order_key {
+                    self.lines.enters(*txid, key.clone());
+                }
                 free.push(job);
             }
         }
@@ -590,6 +618,31 @@ impl<R: Resource> Service<R> {
         self.release_prepares();
     }
 
+    /// Beyond the bound nothing more is read. A parked prepare waits for a decision, which comes on the other topic.
+    fn has_room(&self) -> bool {
+        self.held_prepares.len() < MOST_HELD
+    }
+
+    /// Whoever stands in a line may have left it unseen: its yes was a repeat, or an operator finished it.
+    fn look_at_lines(&mut self) {
+        let is_parked = |job: &Job<Prepare>| job.message.order_key.is_some();
+        if self.line_job.is_empty() && self.held_prepares.iter().any(is_parked) {
+            let (look, resource) = (self.lines.look(), Arc::clone(&self.resource));
+            self.line_job.spawn(async move {
+                let in_doubt = resource.in_doubt().await.ok();
+                (look, in_doubt.map(|waiting| waiting.into_iter().map(|waiting| waiting.txid).collect()))
+            });
+        }
+    }
+
+    /// Of what is being prepared the database knows nothing yet.
+    fn on_lines(&mut self, (look, in_doubt): (u64, Option<Vec<Txid>>)) {
+        let Some(mut in_doubt) = in_doubt else { return };
+        in_doubt.extend(&self.preparing);
+        self.lines.keep_only(look, &in_doubt);
+        self.release_prepares();
+    }
+
     fn release_prepares(&mut self) {
         self.held_prepares.drain(..).rev().for_each(|job| self.prepare_queue.push_front(job));
     }
@@ -600,7 +653,12 @@ impl<R: Resource> Service<R> {
         let mut later = Vec::new();
         for (job, prepared) in prepared {
             match prepared {
-                Prepared::Answer(answer) => self.vote(job, answer),
+                Prepared::Answer(answer) => {
+                    if answer != Answer::Yes {
+                        self.lines.leaves(&job.message.txid);
+                    }
+                    self.vote(job, answer);
+                }
                 Prepared::Later => later.push(job),
                 Prepared::Fault(fault) => self.stop(job.shard, Some(job.message.txid), &fault.to_string()),
             }

@@ -118,6 +118,8 @@ pub(crate) struct Taken {
     pub(crate) prepares: u64,
     pub(crate) decisions: u64,
     pub(crate) decisions_end: u64,
+    /// What is in doubt there since before.
+    pub(crate) in_doubt: Vec<Txid>,
     /// Why it cannot be read.
     pub(crate) problem: Option<String>,
 }
@@ -132,6 +134,9 @@ pub(crate) async fn look_up<R: Resource>(
 ) -> Result<Vec<Taken>, ServiceError> {
     let of_prepares = until_answered(|| resource.load_positions(names.prepares.clone())).await;
     let of_decisions = until_answered(|| resource.load_positions(names.decisions.clone())).await;
+    let in_doubt = until_answered(|| resource.in_doubt()).await;
+    let in_doubt_of =
+        |shard: Shard| in_doubt.iter().map(|waiting| waiting.txid).filter(move |txid| txid.shard == shard);
     let own = |rows: &[Position], letters: LogLetters, shard: Shard| {
         rows.iter().find(|row| row.letters == letters && row.shard == shard).map(|row| row.next_offset)
     };
@@ -139,7 +144,8 @@ pub(crate) async fn look_up<R: Resource>(
     for shard in shards {
         let prepares = own(&of_prepares, letters.prepares, shard);
         let decisions = own(&of_decisions, letters.decisions, shard);
-        taken.push(take_from(&probe, &names, shard, prepares, decisions).await?);
+        let in_doubt = in_doubt_of(shard).collect();
+        taken.push(Taken { in_doubt, ..take_from(&probe, &names, shard, prepares, decisions).await? });
     }
     Ok(taken)
 }
@@ -168,7 +174,14 @@ async fn take_from(
     };
     // Prepares that were trimmed have expired long ago.
     let prepares = prepares.unwrap_or(prepares_start).max(prepares_start);
-    Ok(Taken { shard, prepares, decisions: decisions.unwrap_or(decisions_start), decisions_end, problem })
+    Ok(Taken {
+        shard,
+        prepares,
+        decisions: decisions.unwrap_or(decisions_start),
+        decisions_end,
+        in_doubt: Vec::new(),
+        problem,
+    })
 }
 
 /// The first offset of a log and its end. A leader that was cut off shows an old end, so one that lies before our own

@@ -131,6 +131,11 @@ impl World {
         self.outbox.append(topic, partition, key.as_bytes(), value, "test", trace, 0).unwrap();
     }
 
+    /// The same, of an order key.
+    fn ordered(&self, shard: u16, offset: u64, id: &str, key: &str) -> Prepare {
+        Prepare { order_key: Some(key.parse().unwrap()), ..self.prepare(shard, offset, id) }
+    }
+
     fn ask(&self, prepare: &Prepare) {
         self.append(PREPARES, prepare.txid, prepare);
     }
@@ -253,6 +258,63 @@ async fn prepares_are_voted_and_decisions_are_acknowledged() {
     let (vote, _) = world.vote().await;
     assert_eq!((vote.code.unwrap().as_str(), vote.duplicate_of), ("duplicate", Some(one.txid)));
     assert_eq!(world.number("select count(*) from item"), 1);
+    running.stop().await;
+}
+
+/// R10: the decision of the one before may come after the next one's prepare.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prepare_is_parked_while_the_one_before_it_is_in_doubt() {
+    let mut world = World::new();
+    let running = world.start().await;
+    let (one, two) = (world.ordered(0, 0, "a", "patient-1"), world.ordered(0, 1, "b", "patient-1"));
+    let (given_up, other) = (world.ordered(0, 2, "c", "patient-1"), world.ordered(0, 3, "d", "patient-2"));
+    world.ask(&one);
+    assert_eq!(world.ballot(&one).await, YES);
+    world.ask(&two);
+    world.ask(&given_up);
+    world.ask(&other);
+    assert_eq!(world.ballot(&other).await, YES, "another key is not held up");
+    // It expires while it is parked.
+    world.decide(&given_up, Verdict::Abort);
+    world.until_acknowledged(DECISIONS, 0, 1).await;
+    world.until_acknowledged(PREPARES, 0, 1).await;
+    world.decide(&one, Verdict::Commit);
+    assert_eq!(world.ballot(&two).await, YES);
+    assert_eq!(world.number("select count(*) from item where id = 'a' and done"), 1);
+    world.decide(&two, Verdict::Commit);
+    assert_eq!(world.ballot(&given_up).await, no("aborted"));
+    world.decide(&other, Verdict::Abort);
+    world.until_acknowledged(DECISIONS, 0, 4).await;
+    world.until_acknowledged(PREPARES, 0, 4).await;
+
+    // A repeat of what was decided long ago keeps nobody waiting for ever.
+    world.ask(&two);
+    assert_eq!(world.ballot(&two).await, YES);
+    let next = world.ordered(0, 4, "e", "patient-1");
+    world.ask(&next);
+    assert_eq!(world.ballot(&next).await, YES);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parked_prepare_is_parked_after_a_restart_too() {
+    let mut world = World::new();
+    let running = world.start().await;
+    let (one, two) = (world.ordered(0, 0, "a", "patient-1"), world.ordered(0, 1, "b", "patient-1"));
+    world.ask(&one);
+    assert_eq!(world.ballot(&one).await, YES);
+    world.until_acknowledged(PREPARES, 0, 1).await;
+    world.ask(&two);
+    running.kill().await;
+
+    // The ledger does not know the key of what is in doubt.
+    let running = world.start().await;
+    let elsewhere = world.ordered(1, 0, "c", "patient-1");
+    world.ask(&elsewhere);
+    assert_eq!(world.ballot(&elsewhere).await, YES);
+    world.decide(&one, Verdict::Commit);
+    assert_eq!(world.ballot(&two).await, YES);
+    assert_eq!(world.number("select count(*) from item where id = 'a' and done"), 1, "decided first");
     running.stop().await;
 }
 

@@ -100,7 +100,7 @@ fn a_person_asks_again_when_the_cause_was_mended() {
 
     // Mended. The insurer is away for a moment, so that the second attempt stays under way.
     let mend = "update coverage set limit_minor = 1000000000 where limit_minor = 100";
-    rows::execute(world.postgres("insurer"), mend).unwrap();
+    rows::execute_on_mariadb(world.mariadb("insurer"), mend);
     let status = crew.insurer.terminate();
     assert!(status.success(), "{status}");
     let said = succeeds(&retry(&first.txid));

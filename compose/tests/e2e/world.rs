@@ -202,6 +202,14 @@ impl World {
         }
     }
 
+    /// The URL of a participant's MariaDB database.
+    pub fn mariadb(&self, participant: &str) -> &str {
+        match &self.databases[participant] {
+            Database::Mariadb(url) => url,
+            Database::Postgres(_) | Database::Sqlite(_) => panic!("{participant} has no MariaDB"),
+        }
+    }
+
     /// All rows of all databases.
     pub fn rows(&self) -> Rows {
         Rows::read(&self.databases)

@@ -7,12 +7,13 @@
 //! - [`operations`]: the named SQL templates of a participant's configuration, compiled and checked at start;
 //! - [`sql`]: from `:name` to the placeholders of a database;
 //! - [`values`]: from a payload's JSON to typed values;
-//! - [`progress`]: positions, which move only past what is done.
+//! - [`progress`]: positions, which move only past what is done;
+//! - [`lines`]: ordered keys, and who waits for whom.
 //!
 //! Architecture invariant: nothing here reads a clock, a file or a socket. SQL passes through as text; who runs it, and
 //! what the ledger's tables look like, is the business of `suture-participants`.
 //!
-//! Left out: ordered keys (parking), inquiry, sweep, restore and purge.
+//! Left out: inquiry, sweep, restore and purge.
 
 pub mod branch;
 pub mod gid;
@@ -21,4 +22,5 @@ pub mod operations;
 pub mod sql;
 pub mod values;
 
+pub mod lines;
 pub mod progress;
