@@ -7,7 +7,7 @@
 //! - [`envelope`]: what is trusted about a record before anything acts on it;
 //! - [`config`]: a participant's TOML file;
 //! - [`resource`]: what a database must be able to do, and what the loop may rely on;
-//! - `reserve`, `xa`: how a branch goes through each mode, whatever the database;
+//! - `reserve`, `xa`: how a branch goes through each mode, whatever the database; `server`: both, behind a server;
 //! - [`sqlite`], [`postgres`], [`mariadb`]: what differs between databases, one file each;
 //! - [`opened`]: one of them, as the configuration says;
 //! - [`ledger`]: what all ledgers have in common; `trouble`: errors by who is to blame; `pool`, `flights`: connections.
@@ -35,6 +35,7 @@ mod pool;
 mod trouble;
 
 mod reserve;
+mod server;
 mod xa;
 
 pub mod mariadb;

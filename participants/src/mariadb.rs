@@ -40,8 +40,8 @@ use serde_json::value::RawValue;
 use suture_contract::ids::{Shard, Txid};
 use suture_contract::messages::{Decision, Prepare};
 use suture_participants_core::branch::{KeyRow, Refusal, State};
-use suture_participants_core::gid::{Gid, Owner};
-use suture_participants_core::operations::{self, Mode, Operation, Rows, Seed, Values, statement_failed};
+use suture_participants_core::gid::Gid;
+use suture_participants_core::operations::{self, Mode, Operation, Rows, Values, statement_failed};
 use suture_participants_core::values::Value;
 use tokio::time::sleep;
 
@@ -50,11 +50,10 @@ use crate::flights::{InFlight, in_order};
 use crate::ledger::{LEDGER_ID, LedgerRow, StoredKeyRow, StoredRow, all_steps, bind_seed, check_marks};
 use crate::pool::Dial;
 use crate::reserve::{self, Failed, Session, Work, first_failed};
-use crate::resource::{
-    Batching, Decided, Fault, InDoubt, OpenError, Opening, Position, Prepared, Resource, SeedError, Unavailable,
-};
+use crate::resource::{Decided, Fault, InDoubt, OpenError, Opening, Position, Prepared, SeedError, Unavailable};
+use crate::server::{Opened, Server};
 use crate::trouble::{Blame, Trouble, busy, within};
-use crate::xa::{self, AbortedRow, Branches, Collision, How, Known, LOOK_AGAIN, Ran};
+use crate::xa::{AbortedRow, Branches, Collision, How, Known, LOOK_AGAIN, Ran};
 
 /// Stands in every xid of Suture.
 const FORMAT_ID: u32 = 0x5375_7475;
@@ -117,12 +116,7 @@ const LEDGER_TABLES: [(&str, &str); 3] = [
 
 /// A participant's MariaDB or MySQL database.
 pub struct MariadbResource {
-    mode: Mode,
-    settings: ServerSettings,
-    owner: Owner,
-    operations: BTreeMap<String, Operation>,
-    seeds: BTreeMap<String, Seed>,
-    ledger_id: String,
+    opened: Opened,
     workers: Pool,
     deciders: Pool,
     clerks: Pool,
@@ -155,104 +149,16 @@ impl MariadbResource {
             clerk.close(statement).await.map_err(|error| trouble_at(&error, "checking statements"))?;
         }
         clerk.give_back();
-        Ok(Self {
-            mode,
-            settings,
-            owner,
-            operations,
-            seeds,
-            ledger_id,
-            workers,
-            deciders,
-            clerks,
-            held: Mutex::default(),
-        })
-    }
-
-    async fn limit<T>(
-        &self,
-        doing: &'static str,
-        work: impl Future<Output = Result<T, Unavailable>> + Send,
-    ) -> Result<T, Unavailable> {
-        within(self.settings.patience(), doing, work).await
-    }
-}
-
-impl Resource for MariadbResource {
-    fn ledger_id(&self) -> &str {
-        &self.ledger_id
-    }
-
-    /// In mode xa one after the other: a branch may wait for the decision of the one before it.
-    fn batching(&self) -> Batching {
-        match self.mode {
-            Mode::Xa => Batching { branches: 1, jobs: self.settings.connections },
-            Mode::Reserve => Batching::RESERVE,
-        }
-    }
-
-    async fn prepare(&self, batch: Vec<Arc<Prepare>>) -> Result<Vec<Prepared>, Unavailable> {
-        if self.mode == Mode::Reserve {
-            return self.limit("preparing", self.reserve(&batch)).await;
-        }
-        let mut prepared = Vec::with_capacity(batch.len());
-        for prepare in &batch {
-            prepared.push(self.limit("preparing", xa::prepare(self, prepare)).await?);
-        }
-        Ok(prepared)
-    }
-
-    async fn commit(&self, batch: Vec<Arc<Decision>>) -> Result<Vec<Decided>, Unavailable> {
-        match self.mode {
-            Mode::Xa => self.limit("committing", xa::commit(self, &batch)).await,
-            Mode::Reserve => self.limit("committing", self.confirm_or_cancel(&batch)).await,
-        }
-    }
-
-    async fn abort(&self, batch: Vec<Arc<Decision>>) -> Result<Vec<Decided>, Unavailable> {
-        match self.mode {
-            Mode::Xa => self.limit("aborting", xa::abort(self, &batch)).await,
-            Mode::Reserve => self.limit("aborting", self.confirm_or_cancel(&batch)).await,
-        }
-    }
-
-    async fn in_doubt(&self) -> Result<Vec<InDoubt>, Unavailable> {
-        match self.mode {
-            Mode::Xa => self.limit("reading the list", self.list_in_doubt()).await,
-            Mode::Reserve => self.limit("reading the ledger", self.rows_in_doubt()).await,
-        }
-    }
-
-    async fn load_positions(&self, topic: String) -> Result<Vec<Position>, Unavailable> {
-        self.limit("reading positions", self.read_positions(topic)).await
-    }
-
-    async fn store_positions(&self, positions: Vec<Position>) -> Result<(), Unavailable> {
-        self.limit("storing positions", self.write_positions(positions)).await
-    }
-
-    async fn seed(&self, name: String, payloads: Vec<Box<RawValue>>) -> Result<u64, SeedError> {
-        self.insert_seeds(&name, &payloads).await
+        let opened = Opened { mode, settings, owner, operations, seeds, ledger_id };
+        Ok(Self { opened, workers, deciders, clerks, held: Mutex::default() })
     }
 }
 
 // ---- mode xa ---------------------------------------------------------------------------------------------------------
 
 impl Branches for MariadbResource {
-    fn owner(&self) -> &Owner {
-        &self.owner
-    }
-
-    fn operations(&self) -> &BTreeMap<String, Operation> {
-        &self.operations
-    }
-
-    fn cap(&self) -> usize {
-        self.settings.cap
-    }
-
-    fn lost_after(&self) -> Duration {
-        self.settings.lost_after
+    fn opened(&self) -> &Opened {
+        &self.opened
     }
 
     async fn look(&self, txid: &Txid) -> Result<Known, Unavailable> {
@@ -273,7 +179,7 @@ impl Branches for MariadbResource {
 
     async fn run(&self, prepare: &Prepare, operation: &Operation, values: &Values) -> Result<Ran, Unavailable> {
         let mut connection = self.workers.keep_one().await?;
-        let xid = xid(&Gid::new(prepare.txid, &self.owner, &prepare.hash));
+        let xid = xid(&Gid::new(prepare.txid, &self.opened.owner, &prepare.hash));
         match run(&mut connection, &format!("xa start {xid}")).await {
             Ok(()) => {}
             // Whoever has it may have voted: it is not ours to roll back.
@@ -313,7 +219,7 @@ impl Branches for MariadbResource {
     }
 
     async fn finish(&self, how: How, gids: Vec<Gid>) -> Result<(), Unavailable> {
-        let lanes = self.settings.decision_connections.min(gids.len());
+        let lanes = self.opened.settings.decision_connections.min(gids.len());
         let lane = |lane: usize| {
             let gids = gids.iter().skip(lane).step_by(lanes);
             async move {
@@ -392,7 +298,7 @@ impl MariadbResource {
     /// Our branches in the server's list.
     async fn list(&self, connection: &mut Conn) -> Result<Vec<Gid>, Trouble> {
         let listed = query(connection, "xa recover").await?;
-        Ok(listed.iter().filter_map(listed_gid).filter(|gid| gid.owner == self.owner).collect())
+        Ok(listed.iter().filter_map(listed_gid).filter(|gid| gid.owner == self.opened.owner).collect())
     }
 
     /// Everything up to the PREPARE. `None`: all went as it should. The first that did not decides.
@@ -405,7 +311,8 @@ impl MariadbResource {
     ) -> Result<Option<Ran>, Unavailable> {
         let row = LedgerRow::of(prepare, State::Committed, None);
         let wait = |timeout: Duration| format!("set session innodb_lock_wait_timeout = {}", timeout.as_secs());
-        let mut script = vec![wait(self.settings.key_timeout), insert_row(&row), wait(self.settings.lock_timeout)];
+        let mut script =
+            vec![wait(self.opened.settings.key_timeout), insert_row(&row), wait(self.opened.settings.lock_timeout)];
         script.extend(operation.prepare.iter().map(|step| rendered(step, values)));
         let Landed { rows, trouble } = send(connection, &script).await;
         match (rows.len(), trouble) {
@@ -492,22 +399,6 @@ fn listed_gid(row: &Row) -> Option<Gid> {
 /// A connection in mode reserve.
 struct LocalSession<'a>(Lease<'a>);
 
-impl MariadbResource {
-    async fn reserve(&self, batch: &[Arc<Prepare>]) -> Result<Vec<Prepared>, Unavailable> {
-        let mut session = LocalSession(self.workers.lease().await?);
-        let prepared = reserve::prepare(&mut session, &self.operations, batch).await?;
-        session.0.give_back();
-        Ok(prepared)
-    }
-
-    async fn confirm_or_cancel(&self, batch: &[Arc<Decision>]) -> Result<Vec<Decided>, Unavailable> {
-        let mut session = LocalSession(self.deciders.lease().await?);
-        let decided = reserve::decide(&mut session, &self.operations, batch).await?;
-        session.0.give_back();
-        Ok(decided)
-    }
-}
-
 impl Session for LocalSession<'_> {
     async fn begin(&mut self) -> Result<(), Trouble> {
         run(&mut self.0, "start transaction; savepoint batch").await.map(drop)
@@ -562,7 +453,21 @@ impl Session for LocalSession<'_> {
 
 // ---- what the service asks besides -----------------------------------------------------------------------------------
 
-impl MariadbResource {
+impl Server for MariadbResource {
+    async fn reserve(&self, batch: &[Arc<Prepare>]) -> Result<Vec<Prepared>, Unavailable> {
+        let mut session = LocalSession(self.workers.lease().await?);
+        let prepared = reserve::prepare(&mut session, &self.opened.operations, batch).await?;
+        session.0.give_back();
+        Ok(prepared)
+    }
+
+    async fn confirm_or_cancel(&self, batch: &[Arc<Decision>]) -> Result<Vec<Decided>, Unavailable> {
+        let mut session = LocalSession(self.deciders.lease().await?);
+        let decided = reserve::decide(&mut session, &self.opened.operations, batch).await?;
+        session.0.give_back();
+        Ok(decided)
+    }
+
     async fn list_in_doubt(&self) -> Result<Vec<InDoubt>, Unavailable> {
         let mut clerk = self.clerks.lease().await?;
         let listed = self.list(&mut clerk).await.map_err(|trouble| trouble.unavailable("reading the list"))?;
@@ -618,7 +523,7 @@ impl MariadbResource {
     }
 
     async fn insert_seeds(&self, name: &str, payloads: &[Box<RawValue>]) -> Result<u64, SeedError> {
-        let seed = self.seeds.get(name).ok_or_else(|| SeedError::Unknown(name.to_string()))?;
+        let seed = self.opened.seeds.get(name).ok_or_else(|| SeedError::Unknown(name.to_string()))?;
         let rows = bind_seed(seed, payloads)?;
         let failed = |trouble: Trouble| trouble.unavailable("seeding");
         // An error leaves the transaction open; the lease closes the connection then, and all of it is undone.

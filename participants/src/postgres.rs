@@ -29,7 +29,7 @@ use suture_contract::ids::{Shard, Txid};
 use suture_contract::messages::{Decision, Prepare};
 use suture_participants_core::branch::{KeyRow, Refusal, State};
 use suture_participants_core::gid::{Gid, Owner};
-use suture_participants_core::operations::{self, Mode, Operation, Rows, Seed, Values, statement_failed};
+use suture_participants_core::operations::{self, Mode, Operation, Rows, Values, statement_failed};
 use suture_participants_core::values::{Kind, Value};
 use time::{Date, OffsetDateTime};
 use tokio::task::AbortHandle;
@@ -42,11 +42,10 @@ use crate::flights::{InFlight, in_order};
 use crate::ledger::{LEDGER_ID, LedgerRow, StoredKeyRow, StoredRow, all_steps, bind_seed, check_marks};
 use crate::pool::Dial;
 use crate::reserve::{self, Failed, Session, Work, first_failed};
-use crate::resource::{
-    Batching, Decided, Fault, InDoubt, OpenError, Opening, Position, Prepared, Resource, SeedError, Unavailable,
-};
-use crate::trouble::{Blame, Trouble, busy, within};
-use crate::xa::{self, AbortedRow, Branches, Collision, How, Known, LOOK_AGAIN, LOOKS, Ran};
+use crate::resource::{Decided, Fault, InDoubt, OpenError, Opening, Position, Prepared, SeedError, Unavailable};
+use crate::server::{Opened, Server};
+use crate::trouble::{Blame, Trouble, busy};
+use crate::xa::{AbortedRow, Branches, Collision, How, Known, LOOK_AGAIN, LOOKS, Ran};
 
 /// The oldest version that has all that is used here.
 const OLDEST_VERSION: i32 = 130_000;
@@ -107,12 +106,7 @@ const FINISH_ROW: &str = "
 
 /// A participant's PostgreSQL database.
 pub struct PostgresResource {
-    mode: Mode,
-    settings: ServerSettings,
-    owner: Owner,
-    operations: BTreeMap<String, Operation>,
-    seeds: BTreeMap<String, Seed>,
-    ledger_id: String,
+    opened: Opened,
     workers: Pool,
     deciders: Pool,
     clerks: Pool,
@@ -142,93 +136,16 @@ impl PostgresResource {
             })?;
         }
         clerk.give_back();
-        Ok(Self { mode, settings, owner, operations, seeds, ledger_id, workers, deciders, clerks })
-    }
-
-    async fn limit<T>(
-        &self,
-        doing: &'static str,
-        work: impl Future<Output = Result<T, Unavailable>> + Send,
-    ) -> Result<T, Unavailable> {
-        within(self.settings.patience(), doing, work).await
-    }
-}
-
-impl Resource for PostgresResource {
-    fn ledger_id(&self) -> &str {
-        &self.ledger_id
-    }
-
-    /// In mode xa one after the other: a branch may wait for the decision of the one before it.
-    fn batching(&self) -> Batching {
-        match self.mode {
-            Mode::Xa => Batching { branches: 1, jobs: self.settings.connections },
-            Mode::Reserve => Batching::RESERVE,
-        }
-    }
-
-    async fn prepare(&self, batch: Vec<Arc<Prepare>>) -> Result<Vec<Prepared>, Unavailable> {
-        if self.mode == Mode::Reserve {
-            return self.limit("preparing", self.reserve(&batch)).await;
-        }
-        let mut prepared = Vec::with_capacity(batch.len());
-        for prepare in &batch {
-            prepared.push(self.limit("preparing", xa::prepare(self, prepare)).await?);
-        }
-        Ok(prepared)
-    }
-
-    async fn commit(&self, batch: Vec<Arc<Decision>>) -> Result<Vec<Decided>, Unavailable> {
-        match self.mode {
-            Mode::Xa => self.limit("committing", xa::commit(self, &batch)).await,
-            Mode::Reserve => self.limit("committing", self.confirm_or_cancel(&batch)).await,
-        }
-    }
-
-    async fn abort(&self, batch: Vec<Arc<Decision>>) -> Result<Vec<Decided>, Unavailable> {
-        match self.mode {
-            Mode::Xa => self.limit("aborting", xa::abort(self, &batch)).await,
-            Mode::Reserve => self.limit("aborting", self.confirm_or_cancel(&batch)).await,
-        }
-    }
-
-    async fn in_doubt(&self) -> Result<Vec<InDoubt>, Unavailable> {
-        match self.mode {
-            Mode::Xa => self.limit("reading the list", self.list_in_doubt()).await,
-            Mode::Reserve => self.limit("reading the ledger", self.rows_in_doubt()).await,
-        }
-    }
-
-    async fn load_positions(&self, topic: String) -> Result<Vec<Position>, Unavailable> {
-        self.limit("reading positions", self.read_positions(topic)).await
-    }
-
-    async fn store_positions(&self, positions: Vec<Position>) -> Result<(), Unavailable> {
-        self.limit("storing positions", self.write_positions(positions)).await
-    }
-
-    async fn seed(&self, name: String, payloads: Vec<Box<RawValue>>) -> Result<u64, SeedError> {
-        self.insert_seeds(&name, &payloads).await
+        let opened = Opened { mode, settings, owner, operations, seeds, ledger_id };
+        Ok(Self { opened, workers, deciders, clerks })
     }
 }
 
 // ---- mode xa ---------------------------------------------------------------------------------------------------------
 
 impl Branches for PostgresResource {
-    fn owner(&self) -> &Owner {
-        &self.owner
-    }
-
-    fn operations(&self) -> &BTreeMap<String, Operation> {
-        &self.operations
-    }
-
-    fn cap(&self) -> usize {
-        self.settings.cap
-    }
-
-    fn lost_after(&self) -> Duration {
-        self.settings.lost_after
+    fn opened(&self) -> &Opened {
+        &self.opened
     }
 
     async fn look(&self, txid: &Txid) -> Result<Known, Unavailable> {
@@ -236,7 +153,7 @@ impl Branches for PostgresResource {
         let mut worker = self.workers.lease().await?;
         let list = worker.statement(LOOK_AT_LIST, &[Type::TEXT, Type::TEXT]).await.map_err(failed)?;
         let row = worker.statement(LOOK_AT_ROWS, &[Type::TEXT_ARRAY]).await.map_err(failed)?;
-        let (mark, name) = (mark(&self.owner), txid.to_string());
+        let (mark, name) = (mark(&self.opened.owner), txid.to_string());
         let names = [name.as_str()];
         let (list_parameters, row_parameters): ([&(dyn ToSql + Sync); 2], [&(dyn ToSql + Sync); 1]) =
             ([&mark, &name], [&names.as_slice()]);
@@ -261,7 +178,7 @@ impl Branches for PostgresResource {
             "select gid from pg_prepared_xacts where database = current_database() and position($1 in gid) > 0";
         let list = decider.statement(list_sql, &[Type::TEXT]).await.map_err(failed)?;
         let rows = decider.statement(LOOK_AT_ROWS, &[Type::TEXT_ARRAY]).await.map_err(failed)?;
-        let mark = mark(&self.owner);
+        let mark = mark(&self.opened.owner);
         let txids: Vec<String> = txids.iter().map(Txid::to_string).collect();
         let client = &decider.client;
         let (list_parameters, row_parameters): ([&(dyn ToSql + Sync); 1], [&(dyn ToSql + Sync); 1]) =
@@ -271,7 +188,7 @@ impl Branches for PostgresResource {
             tokio::join!(biased; client.query(&list, &list_parameters), client.query(&rows, &row_parameters));
         let (list, rows) = (list.map_err(failed)?, rows.map_err(failed)?);
         decider.give_back();
-        let ours = |gid: &Gid| gid.owner == self.owner;
+        let ours = |gid: &Gid| gid.owner == self.opened.owner;
         let gids = list.iter().filter_map(|row| row.get::<_, &str>(0).parse().ok()).filter(ours);
         Ok(Known { in_doubt: list.len(), gids: gids.map(|gid| (gid.txid, gid)).collect(), rows: stored_rows(&rows)? })
     }
@@ -314,7 +231,7 @@ impl Branches for PostgresResource {
 
     /// Over all connections for decisions.
     async fn finish(&self, how: How, gids: Vec<Gid>) -> Result<(), Unavailable> {
-        let lanes = self.settings.decision_connections.min(gids.len());
+        let lanes = self.opened.settings.decision_connections.min(gids.len());
         let lane = |lane: usize| {
             let gids = gids.iter().skip(lane).step_by(lanes);
             async move {
@@ -383,8 +300,8 @@ impl PostgresResource {
         operation: &Operation,
         values: &Values,
     ) -> Result<Option<Ran>, Unavailable> {
-        let begin = self.begin(self.settings.key_timeout);
-        let step_locks = format!("set local lock_timeout = {}", self.settings.lock_timeout.as_millis());
+        let begin = self.begin(self.opened.settings.key_timeout);
+        let step_locks = format!("set local lock_timeout = {}", self.opened.settings.lock_timeout.as_millis());
         let row = LedgerRow::of(prepare, State::Committed, None);
         let mut flight = vec![Flown::Script(&begin), Flown::Work(Work::Insert(&row)), Flown::Script(&step_locks)];
         flight.extend(operation.prepare.iter().map(|step| Flown::Work(Work::Step(step, values))));
@@ -405,7 +322,7 @@ impl PostgresResource {
 
     /// It goes by itself: a branch that is in the list says yes, so the rows that its steps changed are counted before.
     async fn prepare_transaction(&self, worker: &mut Lease<'_>, prepare: &Prepare) -> Result<Ran, Unavailable> {
-        let gid = Gid::new(prepare.txid, &self.owner, &prepare.hash).to_string();
+        let gid = Gid::new(prepare.txid, &self.opened.owner, &prepare.hash).to_string();
         let both = format!(
             "prepare transaction '{gid}'; \
              select gid from pg_prepared_xacts where gid = '{gid}' and database = current_database()"
@@ -428,7 +345,7 @@ impl PostgresResource {
         format!(
             "begin isolation level read committed; set local lock_timeout = {}; set local statement_timeout = {}",
             lock_timeout.as_millis(),
-            self.settings.statement_timeout.max(lock_timeout).as_millis(),
+            self.opened.settings.statement_timeout.max(lock_timeout).as_millis(),
         )
     }
 }
@@ -469,20 +386,6 @@ struct LocalSession<'a> {
 impl PostgresResource {
     async fn session<'a>(&self, pool: &'a Pool, lock_timeout: Duration) -> Result<LocalSession<'a>, Unavailable> {
         Ok(LocalSession { lease: pool.lease().await?, begin: self.begin(lock_timeout), has_savepoint: false })
-    }
-
-    async fn reserve(&self, batch: &[Arc<Prepare>]) -> Result<Vec<Prepared>, Unavailable> {
-        let mut session = self.session(&self.workers, self.settings.lock_timeout).await?;
-        let prepared = reserve::prepare(&mut session, &self.operations, batch).await?;
-        session.lease.give_back();
-        Ok(prepared)
-    }
-
-    async fn confirm_or_cancel(&self, batch: &[Arc<Decision>]) -> Result<Vec<Decided>, Unavailable> {
-        let mut session = self.session(&self.deciders, self.settings.lock_timeout).await?;
-        let decided = reserve::decide(&mut session, &self.operations, batch).await?;
-        session.lease.give_back();
-        Ok(decided)
     }
 }
 
@@ -540,7 +443,21 @@ impl Session for LocalSession<'_> {
 
 // ---- what the service asks besides -----------------------------------------------------------------------------------
 
-impl PostgresResource {
+impl Server for PostgresResource {
+    async fn reserve(&self, batch: &[Arc<Prepare>]) -> Result<Vec<Prepared>, Unavailable> {
+        let mut session = self.session(&self.workers, self.opened.settings.lock_timeout).await?;
+        let prepared = reserve::prepare(&mut session, &self.opened.operations, batch).await?;
+        session.lease.give_back();
+        Ok(prepared)
+    }
+
+    async fn confirm_or_cancel(&self, batch: &[Arc<Decision>]) -> Result<Vec<Decided>, Unavailable> {
+        let mut session = self.session(&self.deciders, self.opened.settings.lock_timeout).await?;
+        let decided = reserve::decide(&mut session, &self.opened.operations, batch).await?;
+        session.lease.give_back();
+        Ok(decided)
+    }
+
     async fn list_in_doubt(&self) -> Result<Vec<InDoubt>, Unavailable> {
         let doing = "reading the list";
         let clerk = self.clerks.lease().await?;
@@ -549,7 +466,7 @@ impl PostgresResource {
             .query(
                 "select gid, extract(epoch from now() - prepared)::float8 from pg_prepared_xacts
                  where database = current_database() and position($1 in gid) > 0",
-                &[&mark(&self.owner)],
+                &[&mark(&self.opened.owner)],
             )
             .await
             .map_err(|error| unavailable(doing, &error))?;
@@ -557,7 +474,7 @@ impl PostgresResource {
         let read = |row: &tokio_postgres::Row| {
             let gid: Gid = row.get::<_, &str>(0).parse().ok()?;
             let age = Duration::try_from_secs_f64(row.get(1)).ok();
-            (gid.owner == self.owner).then_some(InDoubt { txid: gid.txid, age })
+            (gid.owner == self.opened.owner).then_some(InDoubt { txid: gid.txid, age })
         };
         Ok(rows.iter().filter_map(read).collect())
     }
@@ -614,7 +531,7 @@ impl PostgresResource {
     }
 
     async fn insert_seeds(&self, name: &str, payloads: &[Box<RawValue>]) -> Result<u64, SeedError> {
-        let seed = self.seeds.get(name).ok_or_else(|| SeedError::Unknown(name.to_string()))?;
+        let seed = self.opened.seeds.get(name).ok_or_else(|| SeedError::Unknown(name.to_string()))?;
         let rows = bind_seed(seed, payloads)?;
         // An error leaves the transaction open; the lease closes the connection then, and all of it is undone.
         let mut clerk = self.clerks.lease().await?;

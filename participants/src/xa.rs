@@ -15,7 +15,7 @@
 //! - A commit for what is neither in the list nor in the ledger is looked for over some seconds, with a trial insert
 //!   that waits for whoever holds the row. After that it is lost.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,12 +24,13 @@ use suture_contract::messages::{Decision, Prepare};
 use suture_participants_core::branch::{
     Answer, Event, KeyRow, Refusal, Row, State, Step, Violation, Wrong, refusal_by_key, step, step_of_row,
 };
-use suture_participants_core::gid::{Gid, Owner};
+use suture_participants_core::gid::Gid;
 use suture_participants_core::operations::{Operation, Values};
 use tokio::time::sleep;
 
 use crate::ledger::{LedgerRow, StoredRow, bind_branch};
 use crate::resource::{Decided, Effect, Fault, Prepared, Unavailable};
+use crate::server::Opened;
 
 /// How long to rest before a look that may show something else.
 pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(25);
@@ -39,17 +40,8 @@ pub(crate) const LOOKS: u32 = 40;
 
 /// What a database does for mode xa: what differs between databases, and nothing else.
 pub(crate) trait Branches: Sync {
-    /// Whose branches.
-    fn owner(&self) -> &Owner;
-
-    /// What may be prepared.
-    fn operations(&self) -> &BTreeMap<String, Operation>;
-
-    /// Most branches in doubt at once.
-    fn cap(&self) -> usize;
-
-    /// How long a missing branch is looked for before it is called lost.
-    fn lost_after(&self) -> Duration;
+    /// What it was opened with.
+    fn opened(&self) -> &Opened;
 
     /// What the list and then the ledger say of a txid that is to be prepared.
     fn look(&self, txid: &Txid) -> impl Future<Output = Result<Known, Unavailable>> + Send;
@@ -173,7 +165,7 @@ pub(crate) async fn prepare<B: Branches>(branches: &B, prepare: &Prepare) -> Res
         }
         let refusal = match why_not(branches, prepare, in_progress).await? {
             Ok(Some(refusal)) => refusal,
-            Ok(None) if known.in_doubt >= branches.cap() => return Ok(Prepared::Later),
+            Ok(None) if known.in_doubt >= branches.opened().settings.cap => return Ok(Prepared::Later),
             Ok(None) => match run(branches, prepare).await? {
                 Ran::Seen => return Ok(Prepared::Answer(Answer::Yes)),
                 Ran::Refused(refusal) => refusal,
@@ -210,7 +202,7 @@ async fn why_not<B: Branches>(
 }
 
 async fn run<B: Branches>(branches: &B, prepare: &Prepare) -> Result<Ran, Unavailable> {
-    match bind_branch(branches.operations(), prepare) {
+    match bind_branch(&branches.opened().operations, prepare) {
         Ok((operation, values)) => branches.run(prepare, operation, &values).await,
         Err(refusal) => Ok(Ran::Refused(refusal)),
     }
@@ -232,7 +224,7 @@ struct Undecided<'a> {
 pub(crate) async fn commit<B: Branches>(branches: &B, batch: &[Arc<Decision>]) -> Result<Vec<Decided>, Unavailable> {
     let mut settled: Vec<Option<Decided>> = batch.iter().map(|_| None).collect();
     let mut open = undecided(batch);
-    let looks = branches.lost_after().as_millis() / LOOK_AGAIN.as_millis();
+    let looks = branches.opened().settings.lost_after.as_millis() / LOOK_AGAIN.as_millis();
     let mut look = 0;
     while !open.is_empty() {
         let known = branches.look_at_all(&txids(&open)).await?;
@@ -244,7 +236,7 @@ pub(crate) async fn commit<B: Branches>(branches: &B, batch: &[Arc<Decision>]) -
                 Ok(Step::Commit) => {
                     // Done only when its row is seen: it goes around once more.
                     item.effect = Effect::Finished;
-                    to_commit.push(Gid::new(item.decision.txid, branches.owner(), &item.decision.hash));
+                    to_commit.push(Gid::new(item.decision.txid, &branches.opened().owner, &item.decision.hash));
                     rest.push(item);
                 }
                 Ok(Step::Run | Step::RollBack | Step::NoteAbort | Step::AnswerYes | Step::AnswerNo) => {
@@ -281,7 +273,7 @@ pub(crate) async fn abort<B: Branches>(branches: &B, batch: &[Arc<Decision>]) ->
                     item.effect = Effect::Finished;
                     // What held key and attempt was this branch itself.
                     item.named = true;
-                    to_roll_back.push(Gid::new(item.decision.txid, branches.owner(), &item.decision.hash));
+                    to_roll_back.push(Gid::new(item.decision.txid, &branches.opened().owner, &item.decision.hash));
                     rest.push(item);
                 }
                 Ok(Step::NoteAbort) => {

@@ -20,6 +20,7 @@ use suture_topics::acks::GroupOffsets;
 use suture_topics::embedded::EmbeddedBroker;
 use suture_topics::membership::Committed;
 use suture_topics::outbox::Outbox;
+use suture_topics::probe::Probe;
 use suture_topics::reader::{Reader, ReaderEvent};
 use suture_topics::settings::KafkaSettings;
 use tokio::sync::{mpsc, watch};
@@ -187,6 +188,18 @@ impl World {
         timeout(PATIENCE, asking).await.expect("not acknowledged").unwrap()
     }
 
+    /// Waits until a partition ends here: appends are on their way for a moment.
+    async fn until_appended(&self, topic: &'static str, partition: i32, end: u64) {
+        let kafka = self.kafka.clone();
+        let asking = tokio::task::spawn_blocking(move || {
+            let probe = Probe::start(&kafka).unwrap();
+            while probe.watermarks(topic, partition).unwrap().1 < end {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        timeout(PATIENCE, asking).await.expect("not appended").unwrap();
+    }
+
     fn number(&self, sql: &str) -> i64 {
         Connection::open(self.file()).unwrap().query_row(sql, [], |row| row.get(0)).unwrap()
     }
@@ -341,6 +354,7 @@ async fn a_participant_that_comes_back_late_notes_aborts_and_touches_nothing() {
         world.ask(prepare);
         world.decide(prepare, Verdict::Abort);
     }
+    world.until_appended(DECISIONS, 0, 5).await;
     let running = world.start().await;
     for prepare in &late {
         assert_eq!(world.ballot(prepare).await, no("aborted"), "decisions are read before prepares");

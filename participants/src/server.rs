@@ -1,0 +1,117 @@
+//! A participant behind a database server: what PostgreSQL and MariaDB do alike, in either mode.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::value::RawValue;
+use suture_contract::messages::{Decision, Prepare};
+use suture_participants_core::gid::Owner;
+use suture_participants_core::operations::{Mode, Operation, Seed};
+
+use crate::config::ServerSettings;
+use crate::resource::{Batching, Decided, InDoubt, Position, Prepared, Resource, SeedError, Unavailable};
+use crate::trouble::within;
+use crate::xa::{self, Branches};
+
+/// What a database was opened with.
+pub(crate) struct Opened {
+    pub mode: Mode,
+    pub settings: ServerSettings,
+    pub owner: Owner,
+    pub operations: BTreeMap<String, Operation>,
+    pub seeds: BTreeMap<String, Seed>,
+    pub ledger_id: String,
+}
+
+/// A database behind a server: its two modes, and what the service asks besides.
+pub(crate) trait Server: Branches + Send + 'static {
+    /// Mode reserve: prepares a batch.
+    fn reserve(&self, batch: &[Arc<Prepare>]) -> impl Future<Output = Result<Vec<Prepared>, Unavailable>> + Send;
+
+    /// Mode reserve: carries out decisions.
+    fn confirm_or_cancel(
+        &self,
+        batch: &[Arc<Decision>],
+    ) -> impl Future<Output = Result<Vec<Decided>, Unavailable>> + Send;
+
+    /// Mode xa: what stands in the database's list.
+    fn list_in_doubt(&self) -> impl Future<Output = Result<Vec<InDoubt>, Unavailable>> + Send;
+
+    /// Mode reserve: what stands in the ledger.
+    fn rows_in_doubt(&self) -> impl Future<Output = Result<Vec<InDoubt>, Unavailable>> + Send;
+
+    /// See [`Resource::load_positions`].
+    fn read_positions(&self, topic: String) -> impl Future<Output = Result<Vec<Position>, Unavailable>> + Send;
+
+    /// See [`Resource::store_positions`].
+    fn write_positions(&self, positions: Vec<Position>) -> impl Future<Output = Result<(), Unavailable>> + Send;
+
+    /// See [`Resource::seed`].
+    fn insert_seeds(
+        &self,
+        name: &str,
+        payloads: &[Box<RawValue>],
+    ) -> impl Future<Output = Result<u64, SeedError>> + Send;
+}
+
+impl<S: Server> Resource for S {
+    fn ledger_id(&self) -> &str {
+        &self.opened().ledger_id
+    }
+
+    /// In mode xa one after the other: a branch may wait for the decision of the one before it.
+    fn batching(&self) -> Batching {
+        match self.opened().mode {
+            Mode::Xa => Batching { branches: 1, jobs: self.opened().settings.connections },
+            Mode::Reserve => Batching::RESERVE,
+        }
+    }
+
+    async fn prepare(&self, batch: Vec<Arc<Prepare>>) -> Result<Vec<Prepared>, Unavailable> {
+        let (doing, patience) = ("preparing", self.opened().settings.patience());
+        if self.opened().mode == Mode::Reserve {
+            return within(patience, doing, self.reserve(&batch)).await;
+        }
+        let mut prepared = Vec::with_capacity(batch.len());
+        for prepare in &batch {
+            prepared.push(within(patience, doing, xa::prepare(self, prepare)).await?);
+        }
+        Ok(prepared)
+    }
+
+    async fn commit(&self, batch: Vec<Arc<Decision>>) -> Result<Vec<Decided>, Unavailable> {
+        let (doing, patience) = ("committing", self.opened().settings.patience());
+        match self.opened().mode {
+            Mode::Xa => within(patience, doing, xa::commit(self, &batch)).await,
+            Mode::Reserve => within(patience, doing, self.confirm_or_cancel(&batch)).await,
+        }
+    }
+
+    async fn abort(&self, batch: Vec<Arc<Decision>>) -> Result<Vec<Decided>, Unavailable> {
+        let (doing, patience) = ("aborting", self.opened().settings.patience());
+        match self.opened().mode {
+            Mode::Xa => within(patience, doing, xa::abort(self, &batch)).await,
+            Mode::Reserve => within(patience, doing, self.confirm_or_cancel(&batch)).await,
+        }
+    }
+
+    async fn in_doubt(&self) -> Result<Vec<InDoubt>, Unavailable> {
+        let patience = self.opened().settings.patience();
+        match self.opened().mode {
+            Mode::Xa => within(patience, "reading the list", self.list_in_doubt()).await,
+            Mode::Reserve => within(patience, "reading the ledger", self.rows_in_doubt()).await,
+        }
+    }
+
+    async fn load_positions(&self, topic: String) -> Result<Vec<Position>, Unavailable> {
+        within(self.opened().settings.patience(), "reading positions", self.read_positions(topic)).await
+    }
+
+    async fn store_positions(&self, positions: Vec<Position>) -> Result<(), Unavailable> {
+        within(self.opened().settings.patience(), "storing positions", self.write_positions(positions)).await
+    }
+
+    async fn seed(&self, name: String, payloads: Vec<Box<RawValue>>) -> Result<u64, SeedError> {
+        self.insert_seeds(&name, &payloads).await
+    }
+}
