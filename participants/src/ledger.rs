@@ -12,10 +12,10 @@
 use std::collections::BTreeMap;
 
 use serde_json::value::RawValue;
-use suture_contract::ids::{Attempt, Code, RequestHash, Txid, code};
+use suture_contract::ids::{Attempt, Code, RequestHash, Txid};
 use suture_contract::messages::Prepare;
 use suture_participants_core::branch::{KeyRow, Refusal, Row, State};
-use suture_participants_core::operations::{self, Operation, Seed, Values};
+use suture_participants_core::operations::{self, Mode, Operation, Seed, Values};
 
 use crate::resource::{Fault, OpenError, Opening, SeedError};
 
@@ -128,14 +128,13 @@ impl LedgerRow {
     /// The row of a branch. One about an older branch carries neither key nor attempt: those are taken.
     pub fn of(prepare: &Prepare, state: State, refusal: Option<&Refusal>) -> Self {
         let named = !refusal.is_some_and(Refusal::is_repeat);
-        // The name of an operation that is none may be anything, even text that a database does not store.
-        let is_readable = refusal.is_none_or(|refusal| refusal.code.as_str() != code::UNREADABLE);
         let key = prepare.business_key.to_string();
         Self {
             business_key: named.then(|| key.clone()),
             attempt: named.then(|| i64::from(prepare.attempt.number())),
             live_key: state.is_live().then_some(key),
-            operation: is_readable.then(|| prepare.operation.clone()),
+            // Of what was refused it may be anything, even text that a database does not store.
+            operation: state.is_live().then(|| prepare.operation.clone()),
             code: refusal.map(|refusal| refusal.code.to_string()),
             duplicate_of: refusal.and_then(|refusal| refusal.duplicate_of).map(|txid| txid.to_string()),
             ..Self::unnamed(&prepare.txid, state, &prepare.hash)
@@ -175,6 +174,19 @@ pub(crate) fn bind_branch<'a>(
             Err(Refusal::with(unusable.code))
         }
     }
+}
+
+/// Refuses to open in one mode what is in doubt in the other: nobody would find it.
+pub(crate) fn check_mode(mode: Mode, rows_in_doubt: i64, branches_in_doubt: i64) -> Result<(), OpenError> {
+    let (value, other, count) = match mode {
+        Mode::Xa => ("xa", "reserve", rows_in_doubt),
+        Mode::Reserve => ("reserve", "xa", branches_in_doubt),
+    };
+    if count == 0 {
+        return Ok(());
+    }
+    let remedy = format!("{count} branches are in doubt from mode {other}: go back to it until they are decided");
+    Err(OpenError::Need { setting: "mode", value: value.to_string(), remedy })
 }
 
 /// The values of a seed's rows.

@@ -12,9 +12,10 @@
 //!
 //! - **Text protocol, values as literals.** XA statements cannot be prepared, and only text takes several statements in one trip.
 //!   Text goes as `_utf8mb4 x'..'`: hexadecimal digits, so that no rule of quoting is relied on.
-//! - **A branch in doubt keeps its connection**: nobody else can finish it while that session lives. Whoever
-//!   comes later (another process, or this one after a restart) asks again until the server has noticed that it is gone;
-//!   until then the branch is listed and yet "unknown".
+//! - **A branch in doubt keeps its connection** for a moment, for its decision mostly comes at once and is one round trip then.
+//!   Nobody else can finish it while that session lives, and its shard may be another process's by now: so after some
+//!   seconds the connection is closed. Whoever comes before the server has noticed that asks again; until then the
+//!   branch is listed and yet "unknown".
 //! - **No connection is ever reset or handed to a pool of the driver's**: after a reset a prepared branch is "committed" with
 //!   OK and nothing happens. So no OK counts here; the row is looked for afterwards.
 //! - XA ROLLBACK is not durable when it returns. The `aborted` row is, and takes the rollback with it.
@@ -31,7 +32,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use mysql_async::prelude::Queryable;
@@ -47,7 +48,7 @@ use tokio::time::sleep;
 
 use crate::config::ServerSettings;
 use crate::flights::{InFlight, in_order};
-use crate::ledger::{LEDGER_ID, LedgerRow, StoredKeyRow, StoredRow, all_steps, bind_seed, check_marks};
+use crate::ledger::{LEDGER_ID, LedgerRow, StoredKeyRow, StoredRow, all_steps, bind_seed, check_marks, check_mode};
 use crate::pool::Dial;
 use crate::reserve::{self, Failed, Session, Work, first_failed};
 use crate::resource::{Decided, Fault, InDoubt, OpenError, Opening, Position, Prepared, SeedError, Unavailable};
@@ -67,6 +68,18 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The oldest versions whose prepared branches survive their connection (MDEV-742), in MariaDB's and in MySQL's numbers.
 const OLDEST_MARIADB: (u16, u16, u16) = (10, 5, 2);
 const OLDEST_MYSQL: (u16, u16, u16) = (8, 0, 29);
+
+/// The longest script of one branch, in bytes; the server must take somewhat more at once.
+const LONGEST_SCRIPT: usize = 12 << 20;
+const LEAST_PACKET: u64 = 16 << 20;
+
+/// After so long without a word the server closes a connection of ours: one of a process that stands still, or whose host
+/// is gone, must not keep a branch to itself.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// A branch in doubt keeps its connection for two to three of these.
+const HELD_TURN: Duration = Duration::from_secs(1);
+const HELD_TURNS: u8 = 3;
 
 /// The server knows no such savepoint: its transaction is gone.
 const GONE: &str = "1305";
@@ -120,8 +133,38 @@ pub struct MariadbResource {
     workers: Pool,
     deciders: Pool,
     clerks: Pool,
-    /// The connections of branches in doubt.
-    held: Mutex<HashMap<Txid, Conn>>,
+    held: Arc<Held>,
+}
+
+/// The connections of branches in doubt.
+#[derive(Default)]
+struct Held(Mutex<HashMap<Txid, (u8, Conn)>>);
+
+impl Held {
+    fn put(&self, txid: Txid, connection: Conn) {
+        self.all().insert(txid, (0, connection));
+    }
+
+    fn take(&self, txid: &Txid) -> Option<Conn> {
+        self.all().remove(txid).map(|(_, connection)| connection)
+    }
+
+    /// Ends with the resource.
+    async fn close_what_stays(held: Weak<Self>) {
+        loop {
+            sleep(HELD_TURN).await;
+            let Some(held) = held.upgrade() else { return };
+            // Closed by being dropped.
+            held.all().retain(|_, (turns, _)| {
+                *turns += 1;
+                *turns < HELD_TURNS
+            });
+        }
+    }
+
+    fn all(&self) -> MutexGuard<'_, HashMap<Txid, (u8, Conn)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl MariadbResource {
@@ -134,6 +177,7 @@ impl MariadbResource {
         let mut clerk = clerks.lease().await?;
         check_needs(&mut clerk, &settings, &opening).await?;
         let ledger_id = prepare_ledger(&mut clerk, &opening).await?;
+        check_in_doubt(&mut clerk, &opening).await?;
         let Opening { mode, owner, operations, seeds, schema, .. } = opening;
         if let Some(schema) = schema {
             let ran = run(&mut clerk, &schema).await;
@@ -149,8 +193,10 @@ impl MariadbResource {
             clerk.close(statement).await.map_err(|error| trouble_at(&error, "checking statements"))?;
         }
         clerk.give_back();
+        let held = Arc::new(Held::default());
+        tokio::spawn(Held::close_what_stays(Arc::downgrade(&held)));
         let opened = Opened { mode, settings, owner, operations, seeds, ledger_id };
-        Ok(Self { opened, workers, deciders, clerks, held: Mutex::default() })
+        Ok(Self { opened, workers, deciders, clerks, held })
     }
 }
 
@@ -180,7 +226,13 @@ impl Branches for MariadbResource {
     async fn run(&self, prepare: &Prepare, operation: &Operation, values: &Values) -> Result<Ran, Unavailable> {
         let mut connection = self.workers.keep_one().await?;
         let xid = xid(&Gid::new(prepare.txid, &self.opened.owner, &prepare.hash));
-        match run(&mut connection, &format!("xa start {xid}")).await {
+        let mut started = run(&mut connection, &format!("xa start {xid}")).await;
+        if started.as_ref().is_err_and(|trouble| trouble.blame == Blame::Database) {
+            // It may have been idle for so long that the server has closed it.
+            connection = self.workers.new_one().await?;
+            started = run(&mut connection, &format!("xa start {xid}")).await;
+        }
+        match started {
             Ok(()) => {}
             // Whoever has it may have voted: it is not ours to roll back.
             Err(trouble) if trouble.code == XID_IN_USE => {
@@ -194,7 +246,7 @@ impl Branches for MariadbResource {
             Some(ran) => ran,
         };
         if matches!(ran, Ran::Seen) {
-            self.held().insert(prepare.txid, connection);
+            self.held.put(prepare.txid, connection);
             return Ok(ran);
         }
         // A branch that a deadlock has ended already cannot be ended again; it is rolled back all the same.
@@ -279,10 +331,6 @@ impl Branches for MariadbResource {
 }
 
 impl MariadbResource {
-    fn held(&self) -> std::sync::MutexGuard<'_, HashMap<Txid, Conn>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// In this order: what is being committed is in one of them.
     async fn look_with(&self, pool: &Pool, txids: &[Txid]) -> Result<Known, Unavailable> {
         let failed = |trouble: Trouble| trouble.unavailable("looking at the ledger");
@@ -311,8 +359,8 @@ impl MariadbResource {
     ) -> Result<Option<Ran>, Unavailable> {
         let row = LedgerRow::of(prepare, State::Committed, None);
         let wait = |timeout: Duration| format!("set session innodb_lock_wait_timeout = {}", timeout.as_secs());
-        let mut script =
-            vec![wait(self.opened.settings.key_timeout), insert_row(&row), wait(self.opened.settings.lock_timeout)];
+        let silence = format!("{}, wait_timeout = {}", wait(self.opened.settings.key_timeout), SILENCE.as_secs());
+        let mut script = vec![silence, insert_row(&row), wait(self.opened.settings.lock_timeout)];
         script.extend(operation.prepare.iter().map(|step| rendered(step, values)));
         let Landed { rows, trouble } = send(connection, &script).await;
         match (rows.len(), trouble) {
@@ -358,7 +406,7 @@ impl MariadbResource {
             How::RollBack => "rollback",
         };
         let finish = format!("xa {how} {}", xid(gid));
-        let own = self.held().remove(&gid.txid);
+        let own = self.held.take(&gid.txid);
         if let Some(mut own) = own
             && run(&mut own, &finish).await.is_ok()
         {
@@ -667,6 +715,11 @@ async fn check_needs(clerk: &mut Conn, settings: &ServerSettings, opening: &Open
         let remedy = "set it to MIXED or ROW: statements of READ COMMITTED cannot be logged as such".to_string();
         return need("binlog_format", "STATEMENT".to_string(), remedy);
     }
+    let packet = value("max_allowed_packet");
+    if packet.parse::<u64>().unwrap_or(0) < LEAST_PACKET {
+        let remedy = format!("set it to {LEAST_PACKET} or more: a branch goes in one piece");
+        return need("max_allowed_packet", packet, remedy);
+    }
     let most = value("max_connections").parse::<usize>().unwrap_or(0);
     let wanted = settings.cap + settings.connections + settings.decision_connections + 1;
     if opening.mode == Mode::Xa && most < wanted {
@@ -685,6 +738,16 @@ async fn check_needs(clerk: &mut Conn, settings: &ServerSettings, opening: &Open
 async fn is_mariadb(connection: &mut Conn) -> Result<bool, Trouble> {
     let version = query(connection, "select version()").await?;
     Ok(version.first().and_then(|row| column::<String>(row, 0)).is_some_and(|version| version.contains("MariaDB")))
+}
+
+/// An account that may not see the list has nothing in it.
+async fn check_in_doubt(clerk: &mut Conn, opening: &Opening) -> Result<(), OpenError> {
+    let rows = query(clerk, "select count(*) from suture_ledger where state = 'in_doubt'").await;
+    let rows = rows.map_err(|trouble| trouble.unavailable("reading the ledger"))?;
+    let listed = query(clerk, "xa recover").await.unwrap_or_default();
+    let ours = listed.iter().filter_map(listed_gid).filter(|gid| gid.owner == opening.owner).count();
+    let rows = rows.first().and_then(|row| column(row, 0)).unwrap_or(0);
+    check_mode(opening.mode, rows, i64::try_from(ours).unwrap_or(i64::MAX))
 }
 
 /// What another engine holds would survive a rollback.
@@ -802,12 +865,18 @@ struct Landed {
 /// error while rows are read is told from an error of the statement that comes next.
 async fn send(connection: &mut Conn, script: &[String]) -> Landed {
     let mut rows = Vec::with_capacity(script.len());
-    let mut result = match connection.query_iter(script.join("; do 0; ")).await {
+    // A comment at the end of a statement ends with its line.
+    let script_text = script.join("\n; do 0; ");
+    if script_text.len() > LONGEST_SCRIPT {
+        return Landed { rows, trouble: Some(Trouble { blame: Blame::Statement, code: "too long".to_string() }) };
+    }
+    let mut result = match connection.query_iter(script_text).await {
         Ok(result) => result,
         Err(error) => return Landed { rows, trouble: Some(trouble(&error)) },
     };
     for index in 0.. {
         let is_statement = index % 2 == 0;
+        let is_there = result.columns().is_some();
         let mut count = if result.columns_ref().is_empty() { result.affected_rows() } else { 0 };
         loop {
             match result.next().await {
@@ -816,6 +885,11 @@ async fn send(connection: &mut Conn, script: &[String]) -> Landed {
                 // In a statement without rows it is that of the one behind it, which is a `do 0`.
                 Err(error) => return Landed { rows, trouble: Some(trouble(&error)) },
             }
+        }
+        if !is_there {
+            // What came back does not fit what was sent, and nothing may be concluded from it.
+            let trouble = Trouble { blame: Blame::Database, code: "fewer answers than statements".to_string() };
+            return Landed { rows, trouble: Some(trouble) };
         }
         if is_statement {
             rows.push(count);
@@ -898,8 +972,10 @@ fn literal(value: &Value) -> String {
         Value::Null => "null".to_string(),
         Value::Text(value) => text(value),
         // A sign must not meet one that stands before it: two of them begin a comment.
-        Value::Integer(number) => format!("({number})"),
-        Value::Decimal(decimal) => format!("({decimal})"),
+        Value::Integer(number) if *number < 0 => format!("({number})"),
+        Value::Integer(number) => number.to_string(),
+        Value::Decimal(decimal) if decimal.is_sign_negative() => format!("({decimal})"),
+        Value::Decimal(decimal) => decimal.to_string(),
         Value::Timestamp(at) => {
             let at = at.to_offset(time::UtcOffset::UTC);
             let (date, (hour, minute, second, micro)) = (at.date(), at.time().as_hms_micro());

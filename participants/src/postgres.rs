@@ -39,7 +39,7 @@ use tokio_postgres::{AsyncMessage, Client, Error, NoTls, SimpleQueryMessage, Sta
 
 use crate::config::ServerSettings;
 use crate::flights::{InFlight, in_order};
-use crate::ledger::{LEDGER_ID, LedgerRow, StoredKeyRow, StoredRow, all_steps, bind_seed, check_marks};
+use crate::ledger::{LEDGER_ID, LedgerRow, StoredKeyRow, StoredRow, all_steps, bind_seed, check_marks, check_mode};
 use crate::pool::Dial;
 use crate::reserve::{self, Failed, Session, Work, first_failed};
 use crate::resource::{Decided, Fault, InDoubt, OpenError, Opening, Position, Prepared, SeedError, Unavailable};
@@ -124,6 +124,12 @@ impl PostgresResource {
         let mut clerk = clerks.lease().await?;
         check_needs(&clerk.client, &settings, &opening).await?;
         let ledger_id = prepare_ledger(&clerk.client, &opening).await?;
+        let in_doubt = "select (select count(*) from suture_ledger where state = 'in_doubt'),
+                               (select count(*) from pg_prepared_xacts
+                                where database = current_database() and position($1 in gid) > 0)";
+        let in_doubt = clerk.client.query_one(in_doubt, &[&mark(&opening.owner)]).await;
+        let in_doubt = in_doubt.map_err(|error| unavailable("reading the ledger", &error))?;
+        check_mode(opening.mode, in_doubt.get(0), in_doubt.get(1))?;
         let Opening { mode, owner, operations, seeds, schema, .. } = opening;
         if let Some(schema) = schema {
             let failed = |error: Error| OpenError::Schema { code: sqlstate(&error) };
@@ -814,6 +820,12 @@ impl Connection {
         for landed in in_order(sent.collect()).await {
             match landed {
                 Ok(count) => rows.push(count),
+                Err(error) if sqlstate(&error) == "0A000" => {
+                    // A plan that was made before the tables were changed. The next one is made anew.
+                    self.statements.clear();
+                    let trouble = Trouble { blame: Blame::Busy, code: sqlstate(&error) };
+                    return Landed { rows, trouble: Some(trouble) };
+                }
                 Err(error) => return Landed { rows, trouble: Some(trouble(&error)) },
             }
         }

@@ -83,6 +83,8 @@ enum Broken {
     Unavailable(Unavailable),
     /// One of the branches is at fault, and took the others with it.
     Batch(Code),
+    /// One of the decisions must wait for somebody else's lock.
+    Blocked(Unavailable),
 }
 
 impl From<Unavailable> for Broken {
@@ -144,7 +146,7 @@ async fn prepare_round<S: Session>(
 ) -> Result<Vec<Option<Prepared>>, Unavailable> {
     match prepare_together(session, operations, round).await {
         Ok(prepared) => return Ok(prepared),
-        Err(Broken::Unavailable(unavailable)) => return Err(unavailable),
+        Err(Broken::Unavailable(unavailable) | Broken::Blocked(unavailable)) => return Err(unavailable),
         Err(Broken::Batch(_)) => {}
     }
     let mut prepared = Vec::with_capacity(round.len());
@@ -181,12 +183,12 @@ async fn prepare_alone<S: Session>(
 ) -> Result<Option<Prepared>, Unavailable> {
     let code = match prepare_together(session, operations, &[prepare]).await {
         Ok(prepared) => return Ok(prepared.into_iter().flatten().next()),
-        Err(Broken::Unavailable(unavailable)) => return Err(unavailable),
+        Err(Broken::Unavailable(unavailable) | Broken::Blocked(unavailable)) => return Err(unavailable),
         Err(Broken::Batch(code)) => code,
     };
     match refuse_alone(session, prepare, Refusal::with(code)).await {
         Ok(refused) => Ok(refused),
-        Err(Broken::Unavailable(unavailable)) => Err(unavailable),
+        Err(Broken::Unavailable(unavailable) | Broken::Blocked(unavailable)) => Err(unavailable),
         Err(Broken::Batch(code)) => Err(Unavailable::new("refusing", code)),
     }
 }
@@ -336,8 +338,10 @@ pub(crate) async fn decide<S: Session>(
     match decide_together(session, operations, batch).await {
         Ok(decided) => return Ok(decided),
         Err(Broken::Unavailable(unavailable)) => return Err(unavailable),
-        Err(Broken::Batch(_)) => {}
+        Err(Broken::Blocked(unavailable)) if batch.len() == 1 => return Err(unavailable),
+        Err(Broken::Batch(_) | Broken::Blocked(_)) => {}
     }
+    let mut blocked = None;
     let mut decided = Vec::with_capacity(batch.len());
     for decision in batch.chunks(1) {
         match decide_together(session, operations, decision).await {
@@ -347,9 +351,11 @@ pub(crate) async fn decide<S: Session>(
                 let place = "a confirm or cancel step".to_string();
                 decided.push(Err(Fault::Finish { place, code: code.to_string() }));
             }
+            Err(Broken::Blocked(unavailable)) => blocked = Some(unavailable),
         }
     }
-    Ok(decided)
+    // What is done is done; it is only a repeat when all of it is asked again.
+    blocked.map_or(Ok(decided), Err)
 }
 
 async fn decide_together<S: Session>(
@@ -414,8 +420,12 @@ async fn finish<S: Session>(
     work.push(Work::Finish(txid, state));
     let Ran { rows, trouble } = session.branch(&work).await;
     if let Some(trouble) = trouble.as_ref().filter(|trouble| trouble.blame == Blame::Busy) {
-        // Whoever is in the way goes; a decision waits for that.
-        return Err(trouble.unavailable("running a confirm or cancel step").into());
+        // Whoever is in the way goes; a decision waits for that, and nobody else does.
+        tracing::warn!(%txid, operation = name, code = trouble.code, "a decision waits for somebody else's lock");
+        return Err(Broken::Blocked(trouble.unavailable("running a confirm or cancel step")));
+    }
+    if trouble.is_none() && rows.last() != Some(&1) {
+        return Err(Unavailable::new("deciding", "the ledger row was not changed").into());
     }
     match first_failed(steps, &rows[..rows.len().min(steps.len())], trouble) {
         Ok(None) => Ok(Ok(Effect::Finished)),

@@ -137,7 +137,12 @@ impl Known {
 
     fn step(&self, decision: &Decision, event: Event) -> Result<Step, Fault> {
         if let Some(row) = self.rows.get(&decision.txid) {
-            return Ok(step_of_row(Some(&row.clone().read()?), event, &decision.hash)?);
+            let row = row.clone().read()?;
+            if row.state == State::InDoubt {
+                // No row of this mode says so.
+                return Err(Fault::BrokenRow);
+            }
+            return Ok(step_of_row(Some(&row), event, &decision.hash)?);
         }
         match self.gids.get(&decision.txid) {
             Some(gid) => Ok(step(State::InDoubt, event, gid.has_hash(&decision.hash))?),

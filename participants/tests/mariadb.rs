@@ -20,6 +20,7 @@ use suture_participants::config::{Database, ParticipantConfig, ServerSettings};
 use suture_participants::mariadb::MariadbResource;
 use suture_participants::resource::{Effect, Fault, OpenError, Opening, Resource, Unavailable};
 use suture_participants_core::branch::Wrong;
+use suture_participants_core::operations::Mode;
 
 const XA: &str = r#"
 name = "bank"
@@ -38,7 +39,7 @@ id = { path = "/id", type = "text" }
 account = { path = "/account", type = "text" }
 amount = { path = "/amount", type = "integer" }
 [[operation.put.prepare]]
-sql = "update account set balance = balance - :amount where name = :account"
+sql = "update account set balance = balance - :amount where name = :account -- a comment ends with its line"
 rows = 1
 code = "NO_ACCOUNT"
 check = "LIMIT"
@@ -69,7 +70,7 @@ id = { path = "/id", type = "text" }
 account = { path = "/account", type = "text" }
 amount = { path = "/amount", type = "integer" }
 [[operation.put.reserve]]
-sql = "update account set balance = balance - :amount, held = held + :amount where name = :account"
+sql = "update account set balance = balance - :amount, held = held + :amount where name = :account -- a comment ends with its line"
 rows = 1
 code = "NO_ACCOUNT"
 check = "LIMIT"
@@ -81,13 +82,13 @@ unique = "DUPLICATE"
 sql = "update account join item on item.txid = :txid and account.name = item.account set held = held - amount"
 rows = 1
 [[operation.put.confirm]]
-sql = "update item set done = true where txid = :txid"
+sql = "update item set done = true where txid = :txid -- a comment ends with its line"
 rows = 1
 [[operation.put.cancel]]
 sql = "update account join item on item.txid = :txid and account.name = item.account set held = held - amount, balance = balance + amount"
 rows = 1
 [[operation.put.cancel]]
-sql = "delete from item where txid = :txid"
+sql = "delete from item where txid = :txid -- a comment ends with its line"
 rows = 1
 
 [seed.account.parameters]
@@ -269,32 +270,19 @@ async fn mysql_conforms_in_both_modes() {
     }
 }
 
-/// M2: the session that has prepared a branch can do nothing else, and every other one must wait for its end. So must another
-/// process: it commits as soon as the server has noticed that the first is gone.
+/// A shard goes to another process while this one lives on: its connections must not keep the branches to themselves.
 #[tokio::test]
-async fn another_process_commits_when_the_first_is_gone() {
+async fn a_process_that_lives_on_lets_its_branches_go() {
     let db = Db::new(XA).await;
-    let (first, second) = (db.open().await, Arc::new(db.open().await));
-    let branch = put(1, "key-1", "i1", "a", 10);
-    assert_eq!(prepare_one(&first, &branch).await, yes());
-    assert_eq!(prepare_one(&*second, &branch).await, yes(), "the list tells it to everybody");
-    let tries = db.number(TRIES).await;
-    let committing = {
-        let (second, branch) = (Arc::clone(&second), Arc::clone(&branch));
-        tokio::spawn(async move { commit(&*second, &branch).await })
-    };
-    while db.number(TRIES).await == tries {
-        tokio::task::yield_now().await;
-    }
-    assert_eq!(db.number("select count(*) from item").await, 0, "nobody else can finish it");
-    drop(first);
-    assert_eq!(committing.await.unwrap(), Ok(Effect::Finished));
-    assert_eq!(db.number("select count(*) from item").await, 1);
+    let (first, second) = (db.open().await, db.open().await);
+    let (one, two) = (put(1, "key-1", "i1", "a", 10), put(2, "key-2", "i2", "y", 10));
+    assert_eq!(first.prepare(vec![one.clone(), two.clone()]).await.unwrap(), [yes(), yes()]);
+    assert_eq!(until_answered(|| second.commit(vec![decision(&one, Verdict::Commit)])).await, [Ok(Effect::Finished)]);
+    assert_eq!(until_answered(|| second.abort(vec![decision(&two, Verdict::Abort)])).await, [Ok(Effect::Finished)]);
+    assert_eq!(commit(&first, &one).await, Ok(Effect::Repeated));
+    assert_eq!(db.number(MONEY).await, 1100);
     db.drop_database().await;
 }
-
-const TRIES: &str =
-    "select cast(variable_value as signed) from information_schema.global_status where variable_name = 'Com_xa_commit'";
 
 /// Two processes prepare the same branch at once: the one that comes second must not take the other's branch away.
 #[tokio::test]
@@ -437,7 +425,14 @@ async fn unsafe_or_foreign_databases_are_refused() {
     db.execute("create table stray (id integer) engine = MyISAM").await;
     let refused = db.refused(|_, _| ()).await;
     assert!(matches!(refused, OpenError::Need { setting: "the engine of a table", .. }), "{refused}");
-    db.execute("drop table stray; alter table item drop column amount").await;
+    let branch = put(1, "key-1", "i1", "a", 10);
+    db.execute("drop table stray").await;
+    let bank = db.open().await;
+    assert_eq!(prepare_one(&bank, &branch).await, yes());
+    let refused = db.refused(|_, opening| opening.mode = Mode::Reserve).await;
+    assert!(matches!(refused, OpenError::Need { setting: "mode", .. }), "{refused}");
+    assert_eq!(abort(&bank, &branch).await, Ok(Effect::Finished));
+    db.execute("alter table item drop column amount").await;
     let refused = db.refused(|_, _| ()).await;
     assert!(matches!(&refused, OpenError::Statement { place, .. } if place == "operation.put.prepare[1]"), "{refused}");
     db.drop_database().await;

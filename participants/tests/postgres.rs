@@ -303,6 +303,12 @@ async fn a_yes_stands_in_the_list_and_its_row_is_invisible() {
 async fn postgres_conforms_in_mode_reserve() {
     let db = Reserving(Db::new().await);
     conforms(&db).await;
+    let branch = put(900, "key-900", "i900", "a", 1);
+    let bank = db.open().await;
+    assert_eq!(prepare_one(&bank, &branch).await, yes());
+    let refused = db.0.try_open(|_, _| ()).await.err().expect("its branches would not be found in mode xa");
+    assert!(matches!(refused, OpenError::Need { setting: "mode", .. }), "{refused}");
+    assert_eq!(abort(&bank, &branch).await, Ok(Effect::Finished));
     assert!(db.0.gids().await.is_empty(), "mode reserve prepares nothing");
     db.0.drop_database().await;
 }
