@@ -47,14 +47,13 @@ use suture_participants_core::values::Value;
 use tokio::time::sleep;
 
 use crate::config::ServerSettings;
-use crate::flights::{InFlight, in_order};
 use crate::ledger::{LEDGER_ID, LedgerRow, StoredKeyRow, StoredRow, all_steps, bind_seed, check_marks, check_mode};
 use crate::pool::Dial;
-use crate::reserve::{self, Failed, Session, Work, first_failed};
+use crate::reserve::{self, Session, Work};
 use crate::resource::{Decided, Fault, InDoubt, OpenError, Opening, Position, Prepared, SeedError, Unavailable};
 use crate::server::{Opened, Server};
-use crate::trouble::{Blame, Trouble, busy, within};
-use crate::xa::{AbortedRow, Branches, Collision, How, Known, LOOK_AGAIN, Ran};
+use crate::trouble::{Blame, Landed, Trouble, busy, within};
+use crate::xa::{self, AbortedRow, Branches, Collision, How, Known, LOOK_AGAIN, Ran};
 
 /// Stands in every xid of Suture.
 const FORMAT_ID: u32 = 0x5375_7475;
@@ -73,9 +72,10 @@ const OLDEST_MYSQL: (u16, u16, u16) = (8, 0, 29);
 const LONGEST_SCRIPT: usize = 12 << 20;
 const LEAST_PACKET: u64 = 16 << 20;
 
-/// After so long without a word the server closes a connection of ours: one of a process that stands still, or whose host
-/// is gone, must not keep a branch to itself.
+/// After so long without a word the server closes the connection of a branch in doubt: that of a process that stands still, or
+/// whose host is gone, must not keep the branch to itself. Afterwards the server's own patience counts again.
 const SILENCE: Duration = Duration::from_secs(30);
+const USUAL_SILENCE: &str = "set session wait_timeout = default";
 
 /// A branch in doubt keeps its connection for two to three of these.
 const HELD_TURN: Duration = Duration::from_secs(1);
@@ -226,13 +226,7 @@ impl Branches for MariadbResource {
     async fn run(&self, prepare: &Prepare, operation: &Operation, values: &Values) -> Result<Ran, Unavailable> {
         let mut connection = self.workers.keep_one().await?;
         let xid = xid(&Gid::new(prepare.txid, &self.opened.owner, &prepare.hash));
-        let mut started = run(&mut connection, &format!("xa start {xid}")).await;
-        if started.as_ref().is_err_and(|trouble| trouble.blame == Blame::Database) {
-            // It may have been idle for so long that the server has closed it.
-            connection = self.workers.new_one().await?;
-            started = run(&mut connection, &format!("xa start {xid}")).await;
-        }
-        match started {
+        match run(&mut connection, &format!("xa start {xid}")).await {
             Ok(()) => {}
             // Whoever has it may have voted: it is not ours to roll back.
             Err(trouble) if trouble.code == XID_IN_USE => {
@@ -251,7 +245,7 @@ impl Branches for MariadbResource {
         }
         // A branch that a deadlock has ended already cannot be ended again; it is rolled back all the same.
         let _ = run(&mut connection, &format!("xa end {xid}")).await;
-        let rolled_back = run(&mut connection, &format!("xa rollback {xid}")).await;
+        let rolled_back = run(&mut connection, &format!("xa rollback {xid}; {USUAL_SILENCE}")).await;
         rolled_back.map_err(|trouble| trouble.unavailable("rolling back"))?;
         self.workers.put(connection);
         Ok(ran)
@@ -270,20 +264,29 @@ impl Branches for MariadbResource {
         }
     }
 
-    async fn finish(&self, how: How, gids: Vec<Gid>) -> Result<(), Unavailable> {
-        let lanes = self.opened.settings.decision_connections.min(gids.len());
-        let lane = |lane: usize| {
-            let gids = gids.iter().skip(lane).step_by(lanes);
-            async move {
-                for gid in gids {
-                    self.finish_one(how, gid).await?;
-                }
-                Ok(())
-            }
+    /// On the branch's own connection, if that is here; a failure there is tried again on another one.
+    async fn finish_one(&self, how: How, gid: &Gid) -> Result<(), Unavailable> {
+        let how = match how {
+            How::Commit => "commit",
+            How::RollBack => "rollback",
         };
-        let lanes: Vec<InFlight<'_, Result<(), Unavailable>>> =
-            (0..lanes).map(|index| Box::pin(lane(index)) as InFlight<'_, _>).collect();
-        in_order(lanes).await.into_iter().collect()
+        let finish = format!("xa {how} {}", xid(gid));
+        let own = self.held.take(&gid.txid);
+        if let Some(mut own) = own
+            && run(&mut own, &format!("{finish}; {USUAL_SILENCE}")).await.is_ok()
+        {
+            self.workers.put(own);
+            return Ok(());
+        }
+        let mut decider = self.deciders.lease().await?;
+        match run(&mut decider, &finish).await {
+            Ok(_) => {}
+            // Finished by another session, or attached to one that the server still believes to live.
+            Err(trouble) if trouble.code == UNKNOWN_XID => sleep(LOOK_AGAIN).await,
+            Err(trouble) => return Err(trouble.unavailable("finishing a branch")),
+        }
+        decider.give_back();
+        Ok(())
     }
 
     /// Committed at once, and with it the rollbacks before it: the server flushes its log up to here.
@@ -362,19 +365,7 @@ impl MariadbResource {
         let silence = format!("{}, wait_timeout = {}", wait(self.opened.settings.key_timeout), SILENCE.as_secs());
         let mut script = vec![silence, insert_row(&row), wait(self.opened.settings.lock_timeout)];
         script.extend(operation.prepare.iter().map(|step| rendered(step, values)));
-        let Landed { rows, trouble } = send(connection, &script).await;
-        match (rows.len(), trouble) {
-            (1, Some(trouble)) if trouble.blame == Blame::Unique => Ok(Some(Ran::Met(Collision::Visible))),
-            (1, Some(trouble)) if trouble.blame == Blame::Busy => Ok(Some(Ran::Met(Collision::InProgress))),
-            (0..=2, Some(trouble)) => Err(trouble.unavailable("opening a branch")),
-            (_, trouble) => {
-                let failed = first_failed(&operation.prepare, &rows[3..], trouble)?;
-                Ok(failed.map(|Failed { step, code, cause }| {
-                    tracing::debug!(txid = %prepare.txid, %code, place = step.place, cause, "refused");
-                    Ran::Refused(Refusal::with(code))
-                }))
-            }
-        }
+        xa::judge(prepare, &operation.prepare, send(connection, &script).await)
     }
 
     /// It goes by itself: a branch that is in the list says yes, so the rows that its steps changed are counted before.
@@ -397,31 +388,6 @@ impl MariadbResource {
             true => Ok(Ran::Seen),
             false => Err(Unavailable::new("preparing", "the branch is not in the list")),
         }
-    }
-
-    /// On the branch's own connection, if that is here; a failure there is tried again on another one.
-    async fn finish_one(&self, how: How, gid: &Gid) -> Result<(), Unavailable> {
-        let how = match how {
-            How::Commit => "commit",
-            How::RollBack => "rollback",
-        };
-        let finish = format!("xa {how} {}", xid(gid));
-        let own = self.held.take(&gid.txid);
-        if let Some(mut own) = own
-            && run(&mut own, &finish).await.is_ok()
-        {
-            self.workers.put(own);
-            return Ok(());
-        }
-        let mut decider = self.deciders.lease().await?;
-        match run(&mut decider, &finish).await {
-            Ok(_) => {}
-            // Finished by another session, or attached to one that the server still believes to live.
-            Err(trouble) if trouble.code == UNKNOWN_XID => sleep(LOOK_AGAIN).await,
-            Err(trouble) => return Err(trouble.unavailable("finishing a branch")),
-        }
-        decider.give_back();
-        Ok(())
     }
 }
 
@@ -474,7 +440,7 @@ impl Session for LocalSession<'_> {
         rows_of_keys(&mut self.0, keys).await
     }
 
-    async fn branch(&mut self, work: &[Work<'_>]) -> reserve::Ran {
+    async fn branch(&mut self, work: &[Work<'_>]) -> Landed {
         let mut script = vec!["savepoint branch".to_string()];
         script.extend(work.iter().map(|work| match work {
             Work::Insert(row) => insert_row(row),
@@ -487,7 +453,7 @@ impl Session for LocalSession<'_> {
         }));
         let Landed { mut rows, trouble } = send(&mut self.0, &script).await;
         rows.drain(..1.min(rows.len()));
-        reserve::Ran { rows, trouble }
+        Landed { rows, trouble }
     }
 
     async fn undo_branch(&mut self) -> Result<bool, Trouble> {
@@ -851,14 +817,6 @@ impl Dial for Dialer {
     fn is_closed(_: &Conn) -> bool {
         false
     }
-}
-
-/// How far a script came.
-struct Landed {
-    /// How many rows each statement read or met.
-    rows: Vec<u64>,
-    /// Why the one behind them failed.
-    trouble: Option<Trouble>,
 }
 
 /// Sends statements in one round trip, up to the first that fails. Between them stands one that cannot fail, so that an

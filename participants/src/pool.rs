@@ -57,11 +57,6 @@ impl<D: Dial> Pool<D> {
         }
     }
 
-    /// The same, and none that was there before.
-    pub async fn new_one(&self) -> Result<D::Connection, Unavailable> {
-        self.dial.dial().await
-    }
-
     /// The connection is as it was: the next one may have it.
     pub fn put(&self, connection: D::Connection) {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);

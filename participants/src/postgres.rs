@@ -41,11 +41,11 @@ use crate::config::ServerSettings;
 use crate::flights::{InFlight, in_order};
 use crate::ledger::{LEDGER_ID, LedgerRow, StoredKeyRow, StoredRow, all_steps, bind_seed, check_marks, check_mode};
 use crate::pool::Dial;
-use crate::reserve::{self, Failed, Session, Work, first_failed};
+use crate::reserve::{self, Session, Work};
 use crate::resource::{Decided, Fault, InDoubt, OpenError, Opening, Position, Prepared, SeedError, Unavailable};
 use crate::server::{Opened, Server};
-use crate::trouble::{Blame, Trouble, busy};
-use crate::xa::{AbortedRow, Branches, Collision, How, Known, LOOK_AGAIN, LOOKS, Ran};
+use crate::trouble::{Blame, Landed, Trouble, busy};
+use crate::xa::{self, AbortedRow, Branches, Collision, How, Known, LOOK_AGAIN, LOOKS, Ran};
 
 /// The oldest version that has all that is used here.
 const OLDEST_VERSION: i32 = 130_000;
@@ -235,23 +235,26 @@ impl Branches for PostgresResource {
         }
     }
 
-    /// Over all connections for decisions.
-    async fn finish(&self, how: How, gids: Vec<Gid>) -> Result<(), Unavailable> {
-        let lanes = self.opened.settings.decision_connections.min(gids.len());
-        let lane = |lane: usize| {
-            let gids = gids.iter().skip(lane).step_by(lanes);
-            async move {
-                let decider = self.deciders.lease().await?;
-                for gid in gids {
-                    finish_one(&decider.client, how, gid).await?;
-                }
-                decider.give_back();
-                Ok(())
-            }
+    async fn finish_one(&self, how: How, gid: &Gid) -> Result<(), Unavailable> {
+        let how = match how {
+            How::Commit => "commit prepared",
+            How::RollBack => "rollback prepared",
         };
-        let lanes: Vec<InFlight<'_, Result<(), Unavailable>>> =
-            (0..lanes).map(|index| Box::pin(lane(index)) as InFlight<'_, _>).collect();
-        in_order(lanes).await.into_iter().collect()
+        let decider = self.deciders.lease().await?;
+        for _ in 0..LOOKS {
+            let finished = decider.client.batch_execute(&format!("{how} '{gid}'")).await;
+            match finished.as_ref().map_err(sqlstate) {
+                // Being finished by another session.
+                Err(code) if code == "55000" => sleep(LOOK_AGAIN).await,
+                Err(code) if code != "42704" => return Err(Unavailable::new("finishing a branch", code)),
+                // Finished, by us or by another session.
+                Ok(()) | Err(_) => {
+                    decider.give_back();
+                    return Ok(());
+                }
+            }
+        }
+        Err(Unavailable::new("finishing a branch", "55000"))
     }
 
     async fn insert_aborted(&self, rows: &[AbortedRow<'_>]) -> Result<bool, Unavailable> {
@@ -311,19 +314,7 @@ impl PostgresResource {
         let row = LedgerRow::of(prepare, State::Committed, None);
         let mut flight = vec![Flown::Script(&begin), Flown::Work(Work::Insert(&row)), Flown::Script(&step_locks)];
         flight.extend(operation.prepare.iter().map(|step| Flown::Work(Work::Step(step, values))));
-        let Landed { rows, trouble } = worker.fly(&flight).await;
-        match (rows.len(), trouble) {
-            (1, Some(trouble)) if trouble.blame == Blame::Unique => Ok(Some(Ran::Met(Collision::Visible))),
-            (1, Some(trouble)) if trouble.blame == Blame::Busy => Ok(Some(Ran::Met(Collision::InProgress))),
-            (0..=2, Some(trouble)) => Err(trouble.unavailable("opening a branch")),
-            (_, trouble) => {
-                let failed = first_failed(&operation.prepare, &rows[3..], trouble)?;
-                Ok(failed.map(|Failed { step, code, cause }| {
-                    tracing::debug!(txid = %prepare.txid, %code, place = step.place, cause, "refused");
-                    Ran::Refused(Refusal::with(code))
-                }))
-            }
-        }
+        xa::judge(prepare, &operation.prepare, worker.fly(&flight).await)
     }
 
     /// It goes by itself: a branch that is in the list says yes, so the rows that its steps changed are counted before.
@@ -359,24 +350,6 @@ impl PostgresResource {
 /// What stands in all gids of this ledger, and in no others.
 fn mark(owner: &Owner) -> String {
     format!("/{}/{}/", owner.deployment, owner.participant)
-}
-
-async fn finish_one(client: &Client, how: How, gid: &Gid) -> Result<(), Unavailable> {
-    let how = match how {
-        How::Commit => "commit prepared",
-        How::RollBack => "rollback prepared",
-    };
-    for _ in 0..LOOKS {
-        let Err(error) = client.batch_execute(&format!("{how} '{gid}'")).await else { return Ok(()) };
-        match sqlstate(&error).as_str() {
-            // Finished by another session.
-            "42704" => return Ok(()),
-            // Being finished by another session.
-            "55000" => sleep(LOOK_AGAIN).await,
-            _ => return Err(unavailable("finishing a branch", &error)),
-        }
-    }
-    Err(Unavailable::new("finishing a branch", "55000"))
 }
 
 // ---- mode reserve ----------------------------------------------------------------------------------------------------
@@ -428,7 +401,7 @@ impl Session for LocalSession<'_> {
         rows_of_keys(&mut self.lease, keys).await.map_err(|error| trouble(&error))
     }
 
-    async fn branch(&mut self, work: &[Work<'_>]) -> reserve::Ran {
+    async fn branch(&mut self, work: &[Work<'_>]) -> Landed {
         let savepoint = match std::mem::replace(&mut self.has_savepoint, true) {
             true => "release savepoint branch; savepoint branch",
             false => "savepoint branch",
@@ -437,7 +410,7 @@ impl Session for LocalSession<'_> {
         flight.extend(work.iter().map(|work| Flown::Work(*work)));
         let Landed { mut rows, trouble } = self.lease.fly(&flight).await;
         rows.drain(..1.min(rows.len()));
-        reserve::Ran { rows, trouble }
+        Landed { rows, trouble }
     }
 
     async fn undo_branch(&mut self) -> Result<bool, Trouble> {
@@ -783,14 +756,6 @@ enum Flown<'a> {
     Script(&'a str),
     /// One statement of a branch.
     Work(Work<'a>),
-}
-
-/// How far a flight came.
-struct Landed {
-    /// How many rows each of them read or changed.
-    rows: Vec<u64>,
-    /// Why the one behind them failed.
-    trouble: Option<Trouble>,
 }
 
 impl Connection {

@@ -25,7 +25,7 @@ use suture_participants_core::operations::{self, Operation, Values, statement_fa
 
 use crate::ledger::{LedgerRow, StoredKeyRow, StoredRow, bind_branch};
 use crate::resource::{Decided, Effect, Fault, Prepared, Unavailable};
-use crate::trouble::{Blame, Trouble, busy};
+use crate::trouble::{Blame, Landed, Trouble, busy};
 
 /// How often a branch is looked at anew that another session has.
 const LOOKS: u32 = 3;
@@ -39,14 +39,6 @@ pub(crate) enum Work<'a> {
     Step(&'a operations::Step, &'a Values),
     /// From `in_doubt` to `committed`, or to `aborted` without its live key.
     Finish(&'a Txid, State),
-}
-
-/// How far a branch's statements ran.
-pub(crate) struct Ran {
-    /// How many rows each of them read or changed.
-    pub rows: Vec<u64>,
-    /// Why the one behind them failed.
-    pub trouble: Option<Trouble>,
 }
 
 /// A connection with local transactions: what differs between databases, and nothing else.
@@ -71,7 +63,7 @@ pub(crate) trait Session: Send {
     fn rows_of_keys(&mut self, keys: &[&str]) -> impl Future<Output = Result<Vec<StoredKeyRow>, Trouble>> + Send;
 
     /// Sets a savepoint and runs these statements, in one round trip where the database can, up to the first that fails.
-    fn branch(&mut self, work: &[Work<'_>]) -> impl Future<Output = Ran> + Send;
+    fn branch(&mut self, work: &[Work<'_>]) -> impl Future<Output = Landed> + Send;
 
     /// Rolls back to the last savepoint. `false`: the local transaction is gone, with all branches before this one.
     fn undo_branch(&mut self) -> impl Future<Output = Result<bool, Trouble>> + Send;
@@ -260,7 +252,7 @@ async fn prepare_one<S: Session>(
     let row = LedgerRow::of(prepare, State::InDoubt, None);
     let mut work = vec![Work::Insert(&row)];
     work.extend(operation.prepare.iter().map(|step| Work::Step(step, &values)));
-    let Ran { rows, trouble } = session.branch(&work).await;
+    let Landed { rows, trouble } = session.branch(&work).await;
     if rows.is_empty() {
         return met(session, trouble).await;
     }
@@ -418,7 +410,7 @@ async fn finish<S: Session>(
     let values = Operation::bind_txid(txid);
     let mut work: Vec<Work<'_>> = steps.iter().map(|step| Work::Step(step, &values)).collect();
     work.push(Work::Finish(txid, state));
-    let Ran { rows, trouble } = session.branch(&work).await;
+    let Landed { rows, trouble } = session.branch(&work).await;
     if let Some(trouble) = trouble.as_ref().filter(|trouble| trouble.blame == Blame::Busy) {
         // Whoever is in the way goes; a decision waits for that, and nobody else does.
         tracing::warn!(%txid, operation = name, code = trouble.code, "a decision waits for somebody else's lock");

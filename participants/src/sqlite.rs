@@ -29,11 +29,11 @@ use tokio::sync::oneshot;
 
 use crate::config::SqliteSettings;
 use crate::ledger::{LEDGER_ID, StoredKeyRow, StoredRow, all_steps, bind_seed, check_marks};
-use crate::reserve::{self, Ran, Session, Work};
+use crate::reserve::{self, Session, Work};
 use crate::resource::{
     Batching, Decided, InDoubt, OpenError, Opening, Position, Prepared, Resource, SeedError, Unavailable,
 };
-use crate::trouble::{Blame, Trouble};
+use crate::trouble::{Blame, Landed, Trouble};
 
 /// The first version without the WAL-reset race, in SQLite's numbers.
 const FIRST_SOUND_VERSION: i32 = 3_051_003;
@@ -381,23 +381,23 @@ impl Session for Ledger {
         Ok(rows)
     }
 
-    async fn branch(&mut self, work: &[Work<'_>]) -> Ran {
+    async fn branch(&mut self, work: &[Work<'_>]) -> Landed {
         let mut rows = Vec::with_capacity(work.len());
         let savepoint = match self.has_savepoint {
             true => self.execute("release branch", &[]).and_then(|_| self.execute("savepoint branch", &[])),
             false => self.execute("savepoint branch", &[]),
         };
         if let Err(error) = savepoint {
-            return Ran { rows, trouble: Some(trouble(&error)) };
+            return Landed { rows, trouble: Some(trouble(&error)) };
         }
         self.has_savepoint = true;
         for work in work {
             match self.work(*work) {
                 Ok(changed) => rows.push(changed),
-                Err(error) => return Ran { rows, trouble: Some(trouble(&error)) },
+                Err(error) => return Landed { rows, trouble: Some(trouble(&error)) },
             }
         }
-        Ran { rows, trouble: None }
+        Landed { rows, trouble: None }
     }
 
     async fn undo_branch(&mut self) -> Result<bool, Trouble> {

@@ -56,6 +56,14 @@ impl Trouble {
     }
 }
 
+/// How far a row of statements came.
+pub(crate) struct Landed {
+    /// How many rows each of them read or changed.
+    pub rows: Vec<u64>,
+    /// Why the one behind them failed.
+    pub trouble: Option<Trouble>,
+}
+
 /// Gives up after some time: a connection may be cut without anybody noticing.
 pub(crate) async fn within<T>(
     patience: Duration,

@@ -25,12 +25,15 @@ use suture_participants_core::branch::{
     Answer, Event, KeyRow, Refusal, Row, State, Step, Violation, Wrong, refusal_by_key, step, step_of_row,
 };
 use suture_participants_core::gid::Gid;
-use suture_participants_core::operations::{Operation, Values};
+use suture_participants_core::operations::{self, Operation, Values};
 use tokio::time::sleep;
 
+use crate::flights::{InFlight, in_order};
 use crate::ledger::{LedgerRow, StoredRow, bind_branch};
+use crate::reserve::{Failed, first_failed};
 use crate::resource::{Decided, Effect, Fault, Prepared, Unavailable};
 use crate::server::Opened;
+use crate::trouble::{Blame, Landed};
 
 /// How long to rest before a look that may show something else.
 pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(25);
@@ -67,8 +70,8 @@ pub(crate) trait Branches: Sync {
     /// again.
     fn insert_refused(&self, row: LedgerRow) -> impl Future<Output = Result<bool, Unavailable>> + Send;
 
-    /// Commits or rolls back prepared branches. What is unknown by now shows in the look that follows.
-    fn finish(&self, how: How, gids: Vec<Gid>) -> impl Future<Output = Result<(), Unavailable>> + Send;
+    /// Commits or rolls back a prepared branch. One that is unknown by now shows in the look that follows.
+    fn finish_one(&self, how: How, gid: &Gid) -> impl Future<Output = Result<(), Unavailable>> + Send;
 
     /// Inserts `aborted` rows where their way is free, durably. `false`: a lock was waited for in vain, and none was inserted.
     fn insert_aborted(&self, rows: &[AbortedRow<'_>]) -> impl Future<Output = Result<bool, Unavailable>> + Send;
@@ -213,6 +216,27 @@ async fn run<B: Branches>(branches: &B, prepare: &Prepare) -> Result<Ran, Unavai
     }
 }
 
+/// How what goes before the PREPARE has ended: what opens the branch, its ledger row, what stands before the steps, the steps.
+/// `None`: all went as it should. The first that did not decides.
+pub(crate) fn judge(
+    prepare: &Prepare,
+    steps: &[operations::Step],
+    Landed { rows, trouble }: Landed,
+) -> Result<Option<Ran>, Unavailable> {
+    match (rows.len(), trouble) {
+        (1, Some(trouble)) if trouble.blame == Blame::Unique => Ok(Some(Ran::Met(Collision::Visible))),
+        (1, Some(trouble)) if trouble.blame == Blame::Busy => Ok(Some(Ran::Met(Collision::InProgress))),
+        (0..=2, Some(trouble)) => Err(trouble.unavailable("opening a branch")),
+        (_, trouble) => {
+            let failed = first_failed(steps, &rows[3..], trouble)?;
+            Ok(failed.map(|Failed { step, code, cause }| {
+                tracing::debug!(txid = %prepare.txid, %code, place = step.place, cause, "refused");
+                Ran::Refused(Refusal::with(code))
+            }))
+        }
+    }
+}
+
 // ---- decide ----------------------------------------------------------------------------------------------------------
 
 /// A decision under way: settled, or to be looked at again.
@@ -257,7 +281,7 @@ pub(crate) async fn commit<B: Branches>(branches: &B, batch: &[Arc<Decision>]) -
                 branches.wait_for_holder(first.decision).await?;
                 look += 1;
             }
-            _ => branches.finish(How::Commit, to_commit).await?,
+            _ => finish(branches, How::Commit, &to_commit).await?,
         }
     }
     Ok(all(settled))
@@ -296,11 +320,25 @@ pub(crate) async fn abort<B: Branches>(branches: &B, batch: &[Arc<Decision>]) ->
             }
         }
         open = rest;
-        branches.finish(How::RollBack, to_roll_back).await?;
+        finish(branches, How::RollBack, &to_roll_back).await?;
         // The next round sees the rows, or a branch that was prepared meanwhile and blocks one of them.
         insert_aborted(branches, &mut open).await?;
     }
     Ok(all(settled))
+}
+
+/// Over all connections for decisions.
+async fn finish<B: Branches>(branches: &B, how: How, gids: &[Gid]) -> Result<(), Unavailable> {
+    let lanes = branches.opened().settings.decision_connections.min(gids.len());
+    let lane = |lane: usize| async move {
+        for gid in gids.iter().skip(lane).step_by(lanes) {
+            branches.finish_one(how, gid).await?;
+        }
+        Ok(())
+    };
+    let lanes: Vec<InFlight<'_, Result<(), Unavailable>>> =
+        (0..lanes).map(|index| Box::pin(lane(index)) as InFlight<'_, _>).collect();
+    in_order(lanes).await.into_iter().collect()
 }
 
 /// `aborted` rows, for all whose way is free. What is not there when it is looked for next was blocked: by its own prepare,
