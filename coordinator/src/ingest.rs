@@ -27,7 +27,7 @@ use suture_contract::topic_map::{Topic, ingest_group};
 use suture_coordinator_core::ingest::rules::Rules;
 use suture_coordinator_core::ingest::{Event, Keys, Mapped, map};
 use suture_topics::failure::{KafkaFailure, until_answered};
-use suture_topics::probe::{Probe, TopicInfo};
+use suture_topics::probe::{Probe, UnfitTopic, refuse_unfit};
 use suture_topics::record::Record;
 use suture_topics::settings::KafkaSettings;
 use tokio::sync::watch;
@@ -69,25 +69,17 @@ pub enum IngestFailure {
     /// Kafka.
     #[error(transparent)]
     Kafka(#[from] KafkaFailure),
-    /// A topic is not there.
-    #[error("the topic {topic} does not exist: {remedy}")]
-    MissingTopic {
-        /// Its full name.
-        topic: String,
-        /// What to do.
-        remedy: &'static str,
-    },
-    /// A protocol topic has another partition count than configured.
+    /// A protocol topic is not there, or not as configured.
+    #[error(transparent)]
+    Topic(#[from] UnfitTopic),
+    /// An upstream topic is not there.
     #[error(
-        "the topic {topic} has {found} partitions and [kafka] partitions says {expected}: see `suture topics check`"
+        "the topic {topic} does not exist: it is an upstream topic that a rule reads; create it (kafka-topics.sh --create), \
+         or correct `topics` in the rules"
     )]
-    WrongPartitions {
-        /// Its full name.
+    MissingUpstream {
+        /// Its name.
         topic: String,
-        /// What the broker says.
-        found: u16,
-        /// What the configuration says.
-        expected: u16,
     },
     /// Nothing can be written to a topic, or not even a rejection, the last thing that can be said of an event.
     #[error("{topic} takes nothing for {origin}: {reason}; check that the topic is there and ingest may write to it")]
@@ -160,24 +152,13 @@ async fn look_for_topics(kafka: &KafkaSettings, probe: &Arc<Probe>, upstream: &[
     let own = [Topic::Requests, Topic::Rejected, Topic::Outcomes].map(|topic| topic.name(&kafka.prefix));
     let needed: Vec<String> = upstream.iter().chain(&own).cloned().collect();
     let topics = {
-        let (probe, needed) = (Arc::clone(probe), needed.clone());
+        let probe = Arc::clone(probe);
         until_answered(move || probe.topics_with(&needed.iter().map(String::as_str).collect::<Vec<_>>())).await?
     };
-    // A request in another shard than its key's would be rejected, and its event lost.
-    for topic in &own {
-        if let Some(found) = topics.get(topic).map(TopicInfo::partitions).filter(|found| *found != kafka.partitions) {
-            return Err(IngestFailure::WrongPartitions { topic: topic.clone(), found, expected: kafka.partitions });
-        }
+    match upstream.iter().find(|topic| !topics.contains_key(*topic)) {
+        Some(topic) => Err(IngestFailure::MissingUpstream { topic: topic.clone() }),
+        None => Ok(refuse_unfit(&topics, &own, kafka.partitions)?),
     }
-    let Some(topic) = needed.into_iter().find(|name| !topics.contains_key(name)) else { return Ok(()) };
-    let remedy = match own.contains(&topic) {
-        true => "create the topics with `suture topics apply`",
-        false => {
-            "it is an upstream topic that a rule reads; create it (kafka-topics.sh --create), or correct `topics` in the \
-             rules"
-        }
-    };
-    Err(IngestFailure::MissingTopic { topic, remedy })
 }
 
 /// The event that an append answers.

@@ -31,7 +31,7 @@ use suture_coordinator_core::shard::{self, Alarm, Append, Limits, LookedFor, Raw
 use suture_topics::failure::{KafkaFailure, until_answered};
 use suture_topics::membership::{Commit, CommitError, Committing, MemberEvent, Membership};
 use suture_topics::outbox::{Delivery, Failure, Outbox};
-use suture_topics::probe::Probe;
+use suture_topics::probe::{Probe, UnfitTopic, refuse_unfit};
 use suture_topics::reader::{Reader, ReaderEvent};
 use suture_topics::record::Record;
 use suture_topics::scan::{ScanFailure, Scanner};
@@ -83,24 +83,9 @@ pub enum CoordinatorFailure {
     /// Kafka.
     #[error(transparent)]
     Kafka(#[from] KafkaFailure),
-    /// A protocol topic is not there.
-    #[error("the topic {topic} does not exist: create the topics with `suture topics apply`")]
-    MissingTopic {
-        /// Its full name.
-        topic: String,
-    },
-    /// A protocol topic has another partition count than configured.
-    #[error(
-        "the topic {topic} has {found} partitions and [kafka] partitions says {expected}: see `suture topics check`"
-    )]
-    WrongPartitions {
-        /// Its full name.
-        topic: String,
-        /// What the broker says.
-        found: u16,
-        /// What the configuration says.
-        expected: u16,
-    },
+    /// A protocol topic is not there, or not as configured.
+    #[error(transparent)]
+    Topic(#[from] UnfitTopic),
     /// At shutdown at least one shard was stopped.
     #[error("{0} shard(s) had stopped; their errors are in the log above")]
     StoppedShards(usize),
@@ -1117,13 +1102,7 @@ impl Known {
             let (probe, needed) = (Arc::clone(probe), needed.clone());
             until_answered(move || probe.topics_with(&needed.each_ref().map(String::as_str))).await?
         };
-        for name in needed {
-            let Some(found) = topics.get(&name) else { return Err(CoordinatorFailure::MissingTopic { topic: name }) };
-            if found.partitions() != kafka.partitions {
-                let (found, expected) = (found.partitions(), kafka.partitions);
-                return Err(CoordinatorFailure::WrongPartitions { topic: name, found, expected });
-            }
-        }
+        refuse_unfit(&topics, &needed, kafka.partitions)?;
         let (ids, letters) = {
             let (kafka, probe) = (kafka.clone(), Arc::clone(probe));
             let requests = Topic::Requests.name(&kafka.prefix);

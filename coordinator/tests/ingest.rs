@@ -7,6 +7,7 @@ use suture_coordinator::ingest::{self, IngestFailure};
 use suture_coordinator_core::ingest::Keys;
 use suture_coordinator_core::ingest::rules::Rules;
 use suture_topics::embedded::EmbeddedBroker;
+use suture_topics::probe::UnfitTopic;
 use suture_topics::settings::KafkaSettings;
 use tokio::sync::watch;
 
@@ -29,7 +30,9 @@ async fn another_partition_count_than_the_topics_is_refused() {
     let rules = Arc::new(Rules::parse(RULES).unwrap().reading("upstream"));
     let (_stop, stopped) = watch::channel(false);
     match ingest::run(wrong, rules, keys, Arc::default(), stopped).await {
-        Err(IngestFailure::WrongPartitions { topic, found: 12, expected: 6 }) => assert_eq!(topic, "suture.requests"),
+        Err(IngestFailure::Topic(UnfitTopic::WrongPartitions { topic, found: 12, expected: 6 })) => {
+            assert_eq!(topic, "suture.requests");
+        }
         other => panic!("{other:?}"),
     }
 }

@@ -41,7 +41,7 @@ use suture_participants_core::progress::Progress;
 use suture_topics::failure::KafkaFailure;
 use suture_topics::membership::{Commit, CommitError, MemberEvent, Membership};
 use suture_topics::outbox::{Delivery, Failure, Outbox};
-use suture_topics::probe::Probe;
+use suture_topics::probe::{Probe, UnfitTopic};
 use suture_topics::reader::{Reader, ReaderEvent};
 use suture_topics::record::Record;
 use suture_topics::settings::KafkaSettings;
@@ -78,24 +78,9 @@ pub enum ServiceError {
     /// Kafka cannot be used.
     #[error(transparent)]
     Kafka(#[from] KafkaFailure),
-    /// A topic is not there.
-    #[error("the topic {topic} does not exist: create the topics with `suture topics apply`")]
-    MissingTopic {
-        /// Its full name.
-        topic: String,
-    },
-    /// A topic has another partition count than configured.
-    #[error(
-        "the topic {topic} has {found} partitions and [kafka] partitions says {expected}: see `suture topics check`"
-    )]
-    WrongPartitions {
-        /// Its full name.
-        topic: String,
-        /// What the broker says.
-        found: u16,
-        /// What the configuration says.
-        expected: u16,
-    },
+    /// A protocol topic is not there, or not as configured.
+    #[error(transparent)]
+    Topic(#[from] UnfitTopic),
     /// A vote cannot be written.
     #[error("a vote cannot be appended to {topic}: {failure}")]
     Votes {

@@ -16,7 +16,7 @@ use std::time::Duration;
 use suture_contract::ids::{LogLetters, Participant, Shard, Txid};
 use suture_contract::topic_map::Topic;
 use suture_topics::failure::KafkaFailure;
-use suture_topics::probe::Probe;
+use suture_topics::probe::{Probe, refuse_unfit};
 use suture_topics::settings::KafkaSettings;
 use tokio::time::sleep;
 
@@ -67,16 +67,7 @@ pub(crate) async fn look_at_topics(
         let needed = needed.clone();
         ask(probe, move |probe| probe.topics_with(&needed.each_ref().map(String::as_str))).await?
     };
-    for name in &needed {
-        match found.get(name) {
-            None => return Err(ServiceError::MissingTopic { topic: name.clone() }),
-            Some(info) if info.partitions() != partitions => {
-                let (topic, found, expected) = (name.clone(), info.partitions(), partitions);
-                return Err(ServiceError::WrongPartitions { topic, found, expected });
-            }
-            Some(_) => {}
-        }
-    }
+    refuse_unfit(&found, &needed, partitions)?;
     let letters = async |topic: &String| {
         let topic = topic.clone();
         ask(probe, move |probe| probe.letters(&topic)).await

@@ -61,6 +61,48 @@ impl TopicInfo {
     }
 }
 
+/// A protocol topic that a service cannot start with.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UnfitTopic {
+    /// It is not there.
+    #[error("the topic {topic} does not exist: create the topics with `suture topics apply`")]
+    Missing {
+        /// Its full name.
+        topic: String,
+    },
+    /// It has another partition count than configured.
+    #[error(
+        "the topic {topic} has {found} partitions and [kafka] partitions says {expected}: see `suture topics check`"
+    )]
+    WrongPartitions {
+        /// Its full name.
+        topic: String,
+        /// What the broker says.
+        found: u16,
+        /// What the configuration says.
+        expected: u16,
+    },
+}
+
+/// Refuses protocol topics that are missing, or not of so many partitions: a record in another shard than its key's would be
+/// rejected, and its event lost.
+pub fn refuse_unfit(
+    topics: &BTreeMap<String, TopicInfo>,
+    needed: &[String],
+    partitions: u16,
+) -> Result<(), UnfitTopic> {
+    for topic in needed {
+        match topics.get(topic).map(TopicInfo::partitions) {
+            None => return Err(UnfitTopic::Missing { topic: topic.clone() }),
+            Some(found) if found != partitions => {
+                return Err(UnfitTopic::WrongPartitions { topic: topic.clone(), found, expected: partitions });
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
 impl Probe {
     /// Opens the client; connects with the first question.
     pub fn start(settings: &KafkaSettings) -> Result<Self, KafkaFailure> {
