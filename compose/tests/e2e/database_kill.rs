@@ -9,8 +9,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::feed::{Place, Sample};
-use crate::kill::{Random, patient};
+use crate::feed::Place;
+use crate::kill::{Random, take};
 use crate::logs::Story;
 use crate::operator::no_group_lags;
 use crate::world::{Options, World};
@@ -80,7 +80,7 @@ fn database_kills_change_nothing_in_the_end() {
         let mut now = Vec::new();
         let open = loop {
             let some = 1 + random.below((left.len() / (rounds - done)).max(1));
-            let chosen = take(&mut left, some);
+            let chosen = take(&mut left, some, BTreeSet::new());
             assert!(!chosen.is_empty(), "void: the sample surgeries did not last for all kills");
             now.extend(feed.feed(&chosen));
             if let Some(open) = wait_for_an_open_branch(&world, server, &now) {
@@ -109,19 +109,6 @@ fn database_kills_change_nothing_in_the_end() {
     assert_eq!(rows.without_txids(), *undisturbed, "as if no server had been killed");
     no_group_lags(&world);
     crew.terminate();
-}
-
-/// Some events, never two of one patient: who waits too long for another's decision is refused, as he must be.
-fn take(left: &mut Vec<Sample>, count: usize) -> Vec<Sample> {
-    let (mut busy, mut chosen) = (BTreeSet::new(), Vec::new());
-    for sample in std::mem::take(left) {
-        if chosen.len() < count && busy.insert(patient(&sample)) {
-            chosen.push(sample);
-        } else {
-            left.push(sample);
-        }
-    }
-    chosen
 }
 
 /// A transaction of these events to which the server's participant has said yes, and the frozen one nothing. `None`: there

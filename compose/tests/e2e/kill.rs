@@ -163,20 +163,11 @@ impl<'w> Siege<'w> {
         stories.into_values().filter(|story| !story.decisions.is_empty()).map(|story| story.txid).collect()
     }
 
-    /// Feeds a few events. Never two of one patient at once: his coverage is locked from vote to
-    /// decision, and who waits for that too long is refused, as he must be.
+    /// Feeds a few events.
     fn feed_some(&mut self, count: usize) {
         let logs = self.world.follower.now();
         let open = logs.not_ended(&self.fed);
-        let mut busy: BTreeSet<String> = open.iter().map(|place| self.patients[place].clone()).collect();
-        let mut chosen = Vec::new();
-        for sample in std::mem::take(&mut self.left) {
-            if chosen.len() < count && busy.insert(patient(&sample)) {
-                chosen.push(sample);
-            } else {
-                self.left.push(sample);
-            }
-        }
+        let chosen = take(&mut self.left, count, open.iter().map(|place| self.patients[place].clone()).collect());
         assert!(!open.is_empty() || !chosen.is_empty(), "void: the sample surgeries did not last for all kills");
         let places = self.feed.feed(&chosen);
         for (place, sample) in places.iter().zip(&chosen) {
@@ -291,6 +282,20 @@ fn is_whole(world: &World) -> bool {
         let is_in_sync = |partition: &Value| count(&partition["isrs"]) == count(&partition["replicas"]);
         count(&shown["brokers"]) == brokers.len() && partitions.all(is_in_sync)
     })
+}
+
+/// Takes some events, none of a busy patient and never two of one: who waits too long for another's decision is refused, as he
+/// must be.
+pub fn take(left: &mut Vec<Sample>, count: usize, mut busy: BTreeSet<String>) -> Vec<Sample> {
+    let mut chosen = Vec::new();
+    for sample in std::mem::take(left) {
+        if chosen.len() < count && busy.insert(patient(&sample)) {
+            chosen.push(sample);
+        } else {
+            left.push(sample);
+        }
+    }
+    chosen
 }
 
 /// Who is operated, in the words of the event.
