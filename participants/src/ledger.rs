@@ -4,6 +4,8 @@
 //! |---|---|---|
 //! | `suture_ledger` | txid | state, hash, business key and attempt, the live key, operation, code, duplicate_of |
 //! | `suture_positions` | topic, letters, shard | the offset below which all is done |
+//! | `suture_marks` | letters, shard | the offset below which finished rows are purged |
+//! | `suture_audit` | entry | what a person must know, or has settled: the record, and whether it was told |
 //! | `suture_meta` | name | `schema_version`, `ledger_id`, `deployment`, `participant`, `identity_key` |
 //!
 //! The live key is the business key while the branch is in doubt or committed, else NULL; it is unique, and so is
@@ -20,7 +22,7 @@ use suture_participants_core::operations::{self, Mode, Operation, Seed, Values};
 use crate::resource::{Fault, OpenError, Opening, SeedError};
 
 /// The version of the ledger's tables.
-pub const SCHEMA_VERSION: &str = "1";
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// The row of `suture_meta` that names the ledger.
 pub const LEDGER_ID: &str = "ledger_id";
@@ -30,6 +32,11 @@ pub fn check_marks(
     found: &BTreeMap<String, String>,
     opening: &Opening,
 ) -> Result<Vec<(&'static str, String)>, OpenError> {
+    if let Some(found) = found.get("schema_version")
+        && *found != SCHEMA_VERSION.to_string()
+    {
+        return Err(OpenError::Version { found: found.clone() });
+    }
     let wanted = [
         ("schema_version", Some(SCHEMA_VERSION.to_string())),
         ("deployment", Some(opening.owner.deployment.to_string())),

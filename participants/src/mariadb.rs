@@ -93,7 +93,7 @@ const SQL_MODE: &str = "ANSI_QUOTES,PIPES_AS_CONCAT,NO_BACKSLASH_ESCAPES,STRICT_
                         NO_ZERO_DATE,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION";
 
 /// Created only where they are missing: even `create table if not exists` would wait for branches in doubt.
-const LEDGER_TABLES: [(&str, &str); 3] = [
+const LEDGER_TABLES: [(&str, &str); 5] = [
     (
         "suture_meta",
         "name varchar(64) character set ascii collate ascii_bin primary key,
@@ -108,10 +108,25 @@ const LEDGER_TABLES: [(&str, &str); 3] = [
          primary key (topic, letters, shard)",
     ),
     (
+        "suture_marks",
+        "letters varchar(5) character set ascii collate ascii_bin not null,
+         shard integer not null,
+         next_offset bigint not null,
+         primary key (letters, shard)",
+    ),
+    (
+        "suture_audit",
+        "entry varchar(320) character set ascii collate ascii_bin primary key,
+         record_key varchar(320) character set ascii collate ascii_bin not null,
+         record text character set utf8mb4 collate utf8mb4_bin not null,
+         told boolean not null default false,
+         changed_at timestamp(6) not null default current_timestamp(6)",
+    ),
+    (
         "suture_ledger",
         "txid varchar(64) character set ascii collate ascii_bin primary key,
          state varchar(16) character set ascii collate ascii_bin not null
-             check (state in ('in_doubt', 'committed', 'aborted', 'refused')),
+             check (state in ('in_doubt', 'committed', 'aborted', 'refused', 'abandoned')),
          hash varchar(64) character set ascii collate ascii_bin not null,
          business_key varchar(200) character set ascii collate ascii_bin,
          attempt bigint,

@@ -69,9 +69,22 @@ const LEDGER_TABLES: &str = "
         next_offset bigint not null,
         primary key (topic, letters, shard)
     );
+    create table if not exists suture_marks (
+        letters text not null,
+        shard integer not null,
+        next_offset bigint not null,
+        primary key (letters, shard)
+    );
+    create table if not exists suture_audit (
+        entry text primary key,
+        record_key text not null,
+        record text not null,
+        told boolean not null default false,
+        changed_at timestamptz not null default now()
+    );
     create table if not exists suture_ledger (
         txid text primary key,
-        state text not null check (state in ('in_doubt', 'committed', 'aborted', 'refused')),
+        state text not null check (state in ('in_doubt', 'committed', 'aborted', 'refused', 'abandoned')),
         hash text not null,
         business_key text,
         attempt bigint,

@@ -194,6 +194,16 @@ pub enum OpenError {
         /// What was expected.
         wanted: String,
     },
+    /// The ledger was made by another version of Suture.
+    #[error(
+        "the ledger's tables are of version {found}, and this build needs version {}: if it is older, run `suture participant \
+         init`, which prints what brings it up to date; if it is newer, upgrade this participant",
+        crate::ledger::SCHEMA_VERSION
+    )]
+    Version {
+        /// What the ledger says.
+        found: String,
+    },
     /// A statement does not fit the tables.
     #[error("{place} does not fit the tables ({code}): correct the SQL, or apply the schema file")]
     Statement {

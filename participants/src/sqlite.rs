@@ -50,9 +50,22 @@ const LEDGER_TABLES: &str = "
         next_offset integer not null,
         primary key (topic, letters, shard)
     ) strict;
+    create table if not exists suture_marks (
+        letters text not null,
+        shard integer not null,
+        next_offset integer not null,
+        primary key (letters, shard)
+    ) strict;
+    create table if not exists suture_audit (
+        entry text primary key,
+        record_key text not null,
+        record text not null,
+        told integer not null default 0,
+        changed_at integer not null default (unixepoch())
+    ) strict;
     create table if not exists suture_ledger (
         txid text primary key,
-        state text not null check (state in ('in_doubt', 'committed', 'aborted', 'refused')),
+        state text not null check (state in ('in_doubt', 'committed', 'aborted', 'refused', 'abandoned')),
         hash text not null,
         business_key text,
         attempt integer,
