@@ -17,7 +17,7 @@ const SHORT_MS: u64 = 10_000;
 fn what_an_absent_insurer_lets_expire_is_driven_again_until_it_is_back() {
     let all = samples();
     let surgeries: Vec<Sample> =
-        all.iter().filter(|sample| commits_in_all_three(sample, &all)).take(12).cloned().collect();
+        all.iter().filter(|sample| oracle::commits_in_all_three(sample, &all)).take(12).cloned().collect();
     let expected = oracle::expect_of(&surgeries, &all);
     // More often than by default: however slow the machine is, the insurer is back before people are asked.
     let options = Options { deadline_ms: SHORT_MS, retry_after_ms: &[500; 10], ..Options::default() };
@@ -74,7 +74,7 @@ fn what_an_absent_insurer_lets_expire_is_driven_again_until_it_is_back() {
 fn a_person_asks_again_when_the_cause_was_mended() {
     let all = samples();
     let limited = all.iter().find(|sample| refused_by_the_limit_alone(sample, &all)).expect("one of 125");
-    let good = all.iter().find(|sample| commits_in_all_three(sample, &all)).expect("one of 125");
+    let good = all.iter().find(|sample| oracle::commits_in_all_three(sample, &all)).expect("one of 125");
     let world = World::start(&Options { retry_after_ms: &[200, 200, 200], ..Options::default() });
     let mut crew = world.crew();
     let mut feed = world.feed();
@@ -203,11 +203,6 @@ fn nothing_waits(world: &World) -> bool {
         let end = world.follower.end(topic, *partition);
         end.is_some() && committed.map(|committed| committed.offset) == end
     })
-}
-
-fn commits_in_all_three(sample: &Sample, all: &[Sample]) -> bool {
-    let Expected::Case(case) = &oracle::expect_of(std::slice::from_ref(sample), all)[0] else { return false };
-    case.must_commit() && case.participants.len() == 3
 }
 
 fn refused_by_the_limit_alone(sample: &Sample, all: &[Sample]) -> bool {

@@ -241,6 +241,11 @@ impl Follower {
         Self { logs, probe, topics: topics.to_vec(), partitions: kafka.partitions, _reader: reader }
     }
 
+    /// With what the transactions' names begin.
+    pub fn letters(&self) -> String {
+        self.logs.lock().unwrap().letters.clone()
+    }
+
     /// What has been read so far.
     pub fn now(&self) -> Logs {
         self.logs.lock().unwrap().clone()

@@ -29,6 +29,7 @@ mod absent;
 mod again;
 mod broken;
 mod database_kill;
+mod hostile;
 mod kill;
 mod operator;
 mod postgres_kill;

@@ -105,6 +105,12 @@ pub fn expect_of(samples: &[Sample], seeded: &[Sample]) -> Vec<Expected> {
     expected
 }
 
+/// Whether this surgery commits in all three databases when it is the only one.
+pub fn commits_in_all_three(sample: &Sample, seeded: &[Sample]) -> bool {
+    let Expected::Case(case) = &expect_of(std::slice::from_ref(sample), seeded)[0] else { return false };
+    case.must_commit() && case.participants.len() == 3
+}
+
 /// The rows are those that must be there and no others. Holds after kills too, as long as nothing expired.
 pub fn verify_rows(expected: &[Expected], rows: &Rows) {
     let (hospital, surgeon_log, insurer) = (rows.of("hospital"), rows.of("surgeon-log"), rows.of("insurer"));
