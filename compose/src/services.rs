@@ -77,7 +77,10 @@ async fn run_participant(
         _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
     };
     let resource = opened.map_err(|error| {
-        let place = format!("the database of {} ({})", participant.name, participant.database.place());
+        let place = match &error {
+            OpenError::Statement { .. } | OpenError::NoOperation { .. } => participant.file.display().to_string(),
+            _ => format!("the database of {} ({})", participant.name, participant.database.place()),
+        };
         anyhow::anyhow!("{place}: {error}{}", remedy(&error))
     })?;
     suture_participants::service::run(&kafka, &participant.name, Arc::new(resource), shutdown).await?;

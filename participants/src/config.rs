@@ -47,6 +47,8 @@ use crate::resource::Opening;
 /// A participant, checked and compiled.
 #[derive(Debug, Clone)]
 pub struct ParticipantConfig {
+    /// Where it was read from.
+    pub file: PathBuf,
     /// Its name; its topics and its group are named after it.
     pub name: Participant,
     /// How it keeps its promise.
@@ -161,6 +163,7 @@ impl ParticipantConfig {
         }
         let (database, dialect) = raw.database.check(file, raw.mode)?;
         Ok(Self {
+            file: file.to_path_buf(),
             name,
             mode: raw.mode,
             database,

@@ -85,6 +85,8 @@ const HELD_TURNS: u8 = 3;
 const GONE: &str = "1305";
 /// XAER_NOTA: finished, or attached to a session that still lives.
 const UNKNOWN_XID: &str = "1397";
+/// ER_PARSE_ERROR.
+const NO_SYNTAX: u16 = 1064;
 /// XAER_DUPID.
 const XID_IN_USE: &str = "1440";
 
@@ -200,12 +202,7 @@ impl MariadbResource {
         }
         check_engines(&mut clerk).await?;
         for step in all_steps(&operations, &seeds) {
-            let prepared = clerk.prep(step.sql.as_str()).await.map_err(|error| trouble(&error));
-            let statement = prepared.map_err(|trouble| match trouble.blame {
-                Blame::Database => OpenError::from(trouble.unavailable("checking statements")),
-                _ => OpenError::Statement { place: step.place.clone(), code: trouble.code },
-            })?;
-            clerk.close(statement).await.map_err(|error| trouble_at(&error, "checking statements"))?;
+            check_statement(&mut clerk, step).await?;
         }
         clerk.give_back();
         let held = Arc::new(Held::default());
@@ -747,6 +744,27 @@ async fn check_engines(clerk: &mut Conn) -> Result<(), OpenError> {
 }
 
 /// Creates the tables where they are missing, checks the marks, and answers the ledger's name.
+/// Whether a step fits the tables. Preparing it shows its syntax, and not whether the columns exist that an `insert .. select`
+/// names; EXPLAIN shows that, and runs nothing.
+async fn check_statement(clerk: &mut Conn, step: &operations::Step) -> Result<(), OpenError> {
+    let refused = |error: Error| {
+        let trouble = trouble(&error);
+        match error {
+            Error::Server(error) if trouble.blame != Blame::Database => {
+                OpenError::Statement { place: step.place.clone(), code: trouble.code, said: error.message }
+            }
+            _ => trouble.unavailable("checking statements").into(),
+        }
+    };
+    let statement = clerk.prep(step.sql.as_str()).await.map_err(refused)?;
+    clerk.close(statement).await.map_err(refused)?;
+    match clerk.query_drop(format!("explain {}", filled(step, || "null".to_string()))).await {
+        // What is no query cannot be explained, and its syntax was right before.
+        Err(Error::Server(error)) if error.code == NO_SYNTAX => Ok(()),
+        explained => explained.map_err(refused),
+    }
+}
+
 async fn prepare_ledger(clerk: &mut Conn, opening: &Opening) -> Result<String, OpenError> {
     let failed = |trouble: Trouble| OpenError::from(trouble.unavailable("creating the ledger"));
     let there = "select table_name from information_schema.tables where table_schema = database()";
@@ -929,11 +947,17 @@ fn trouble_at(error: &Error, doing: &'static str) -> Unavailable {
 
 /// A step with its values in the place of the placeholders.
 fn rendered(step: &operations::Step, values: &Values) -> String {
+    let mut values = step.values(values);
+    filled(step, || values.next().map(literal).unwrap_or_default())
+}
+
+/// A step with something in the place of each placeholder.
+fn filled(step: &operations::Step, mut fill: impl FnMut() -> String) -> String {
     let mut sql = String::with_capacity(step.sql.len() + 64);
     let mut from = 0;
-    for (mark, value) in step.marks.iter().zip(step.values(values)) {
+    for mark in &step.marks {
         sql.push_str(&step.sql[from..*mark]);
-        sql.push_str(&literal(value));
+        sql.push_str(&fill());
         from = mark + 1;
     }
     sql.push_str(&step.sql[from..]);

@@ -151,7 +151,11 @@ impl PostgresResource {
         for step in all_steps(&operations, &seeds) {
             clerk.statement_of(step).await.map_err(|error| match blame(&error) {
                 Blame::Database => OpenError::from(unavailable("checking statements", &error)),
-                _ => OpenError::Statement { place: step.place.clone(), code: sqlstate(&error) },
+                _ => OpenError::Statement {
+                    place: step.place.clone(),
+                    code: sqlstate(&error),
+                    said: error.as_db_error().map(|error| error.message().to_string()).unwrap_or_default(),
+                },
             })?;
         }
         clerk.give_back();

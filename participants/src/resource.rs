@@ -205,12 +205,14 @@ pub enum OpenError {
         found: String,
     },
     /// A statement does not fit the tables.
-    #[error("{place} does not fit the tables ({code}): correct the SQL, or apply the schema file")]
+    #[error("{place} does not fit the tables ({code}: {said}): correct the SQL, or apply the schema file")]
     Statement {
         /// The step's place in the configuration.
         place: String,
         /// The database's code.
         code: String,
+        /// What the database said. No value goes with a statement that is only checked, so this text holds none.
+        said: String,
     },
     /// The schema script failed.
     #[error("the schema file failed ({code})")]

@@ -200,9 +200,11 @@ impl Ledger {
         }
         let Opening { operations, seeds, .. } = opening;
         for step in all_steps(&operations, &seeds) {
-            connection
-                .prepare(&step.sql)
-                .map_err(|error| OpenError::Statement { place: step.place.clone(), code: number(&error) })?;
+            connection.prepare(&step.sql).map_err(|error| OpenError::Statement {
+                place: step.place.clone(),
+                code: number(&error),
+                said: error.to_string(),
+            })?;
         }
         connection.set_prepared_statement_cache_capacity(256);
         let ledger = Self { connection, has_savepoint: false, id, operations: Arc::new(operations), seeds };

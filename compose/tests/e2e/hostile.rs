@@ -3,6 +3,7 @@
 //! is; and nothing of it, nor of what a database said about it, stands on any other topic or in any log.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 
 use serde_json::{Value, json};
 use suture_contract::partitioner::shard_of;
@@ -109,6 +110,33 @@ fn a_hostile_payload_is_refused_with_a_code_or_stored_as_it_is() {
     }
     says_nothing_of_it(&world, &logs);
     crew.terminate();
+    a_template_that_does_not_fit_is_refused_at_start(&world);
+}
+
+/// With the file, the key in it, and what the database said.
+fn a_template_that_does_not_fit_is_refused_at_start(world: &World) {
+    let templates = [
+        ("hospital", "hospital.postgres.toml", "operation.record_surgery.prepare[4]", "insert into encounter (case_id"),
+        (
+            "surgeon-log",
+            "surgeon-log.sqlite.toml",
+            "operation.log_operation.reserve[2]",
+            "insert into log_entry (case_pseudonym",
+        ),
+        ("insurer", "insurer.mariadb.toml", "operation.reserve_claim.reserve[2]", "insert into claim (claim_id"),
+    ];
+    for (participant, file, key, sql) in templates {
+        let file = world.config_file().with_file_name("participants").join(file);
+        let sound = fs::read_to_string(&file).unwrap();
+        fs::write(&file, sound.replace(sql, &format!("{sql}_of_old"))).unwrap();
+        let output = world.suture(&["participant", participant]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let column = sql.rsplit_once('(').expect("a list of columns").1;
+        let words = [&file.display().to_string(), key, &format!("{column}_of_old"), "does not fit the tables"];
+        assert!(!output.status.success() && words.iter().all(|word| said.contains(*word)), "{words:?}: {said}");
+        println!("{}", said.trim());
+        fs::write(&file, sound).unwrap();
+    }
 }
 
 /// What a field is replaced by.
