@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 use suture_contract::partitioner::shard_of;
 
 use crate::check;
-use crate::feed::{Feed, samples};
+use crate::feed::Feed;
 use crate::logs::Logs;
-use crate::oracle;
+use crate::template::Template;
 use crate::world::{Options, PARTICIPANTS, World};
 
 /// Stands in everything hostile.
@@ -41,22 +41,10 @@ const SAID_BY_DATABASES: [&str; 12] = [
 
 #[test]
 fn a_hostile_payload_is_refused_with_a_code_or_stored_as_it_is() {
-    let samples = samples();
-    let sound = samples.iter().find(|sample| oracle::commits_in_all_three(sample, &samples)).expect("one of 125");
     let world = World::start(&Options::default());
     let mut feed = world.feed();
 
-    // What ingest makes of a sound event is what all cases are made of.
-    let mut ingest = world.service("ingest", &["ingest"]);
-    feed.feed([sound]);
-    let mut template = None;
-    world.wait_for_logs("there is a request", |logs| {
-        template = logs.topic("requests").first().and_then(|request| request.json.clone());
-        template.is_some()
-    });
-    assert!(ingest.terminate().success());
-    let template = template.expect("found");
-
+    let template = Template::of_ingest(&world, &mut feed);
     let cases = cases(&template);
     assert!(cases.len() > 250, "{} cases", cases.len());
     let requests = world.topic("requests");
@@ -65,7 +53,7 @@ fn a_hostile_payload_is_refused_with_a_code_or_stored_as_it_is() {
     for (number, case) in cases.iter().enumerate() {
         let key = format!("test:{number}");
         let shard = shard_of(key.as_bytes(), world.kafka.partitions);
-        let request = request(&template, number, &key, case).to_string();
+        let request = request(&template, number, case).to_string();
         let offset = feed.append(&requests, shard.partition(), key.as_bytes(), Some(request.as_bytes()));
         by_txid.insert(format!("{letters}-{shard}-{offset}"), case);
     }
@@ -195,9 +183,9 @@ struct Case {
     kind: Kind,
 }
 
-fn cases(template: &Value) -> Vec<Case> {
+fn cases(template: &Template) -> Vec<Case> {
     let mut cases = Vec::new();
-    for branch in branches(template) {
+    for branch in template.branches() {
         let mut fields = Vec::new();
         leaves(&branch["payload"], String::new(), &mut fields);
         for field in fields {
@@ -206,10 +194,6 @@ fn cases(template: &Value) -> Vec<Case> {
         }
     }
     cases
-}
-
-fn branches(template: &Value) -> &[Value] {
-    template["branches"].as_array().expect("branches")
 }
 
 /// Of a list the first item stands for all.
@@ -223,34 +207,11 @@ fn leaves(value: &Value, pointer: String, fields: &mut Vec<String>) {
     }
 }
 
-/// A request with this branch alone, about a case and a time of its own: else all but the first would be duplicates.
-fn request(template: &Value, number: usize, key: &str, case: &Case) -> Value {
-    let mut branch = branch_of(template, &case.participant);
-    let payload = &mut branch["payload"];
-    let year = 1000 + number;
-    let own = match case.participant.as_str() {
-        "insurer" => vec![("/claim", key.to_string()), ("/code/code", key.to_string())],
-        "surgeon-log" => vec![
-            ("/case", key.to_string()),
-            ("/start", format!("{year}-01-01T08:00:00Z")),
-            ("/end", format!("{year}-01-01T09:00:00Z")),
-        ],
-        _ => vec![("/case", key.to_string())],
-    };
-    for (field, value) in own {
-        put(payload, field, Some(json!(value)));
-    }
-    put(payload, &case.field, case.kind.value());
-    let mut request = template.clone();
-    request["business_key"] = json!(key);
-    request["branches"] = json!([branch]);
-    request.as_object_mut().expect("an object").remove("source");
-    request
-}
-
-fn branch_of(template: &Value, participant: &str) -> Value {
-    let found = branches(template).iter().find(|branch| branch["participant"] == participant);
-    found.unwrap_or_else(|| panic!("{participant} takes part")).clone()
+/// A request with this branch alone.
+fn request(template: &Template, number: usize, case: &Case) -> Value {
+    let mut branch = template.branch_of_its_own(&case.participant, number);
+    put(&mut branch["payload"], &case.field, case.kind.value());
+    template.request(&format!("test:{number}"), &[branch])
 }
 
 fn put(payload: &mut Value, field: &str, value: Option<Value>) {
@@ -268,18 +229,18 @@ fn put(payload: &mut Value, field: &str, value: Option<Value>) {
 }
 
 /// Prepares as long as Kafka takes them, of transactions that nobody asked for: one a participant.
-fn prepares_beyond_a_request(world: &World, feed: &mut Feed, template: &Value) -> Vec<(&'static str, String)> {
+fn prepares_beyond_a_request(world: &World, feed: &mut Feed, template: &Template) -> Vec<(&'static str, String)> {
     let letters = world.follower.letters();
     let fields = [("hospital", "/case"), ("surgeon-log", "/start"), ("insurer", "/claim")];
     fields
         .map(|(participant, field)| {
-            let mut branch = branch_of(template, participant);
+            let mut branch = template.branch(participant);
             let text = format!("{CANARY}{}", "x".repeat(LONGER - CANARY.len() - branch.to_string().len() - 500));
             put(&mut branch["payload"], field, Some(json!(text)));
             let txid = format!("{letters}-0-2000000");
             let prepare = json!({
                 "type": "prepare", "v": 1, "txid": txid, "business_key": "test:longer", "attempt": 1,
-                "operation": branch["operation"], "payload": branch["payload"], "hash": template["hash"],
+                "operation": branch["operation"], "payload": branch["payload"], "hash": template.field("hash"),
             });
             let (topic, prepare) = (world.topic(&format!("prepare.{participant}")), prepare.to_string());
             feed.append(&topic, 0, txid.as_bytes(), Some(prepare.as_bytes()));

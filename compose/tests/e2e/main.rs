@@ -6,6 +6,7 @@
 //! world.rs        a deployment of one's own: topics, databases, configuration, seeded
 //! process.rs      `suture` as processes: start, kill, freeze, drain
 //! feed.rs         events into the upstream topic
+//! template.rs     requests of the test's own
 //! logs.rs         an own copy of every topic
 //! rows.rs         what stands in the three databases
 //! oracle.rs       what must become of each event, computed from events and seeds alone
@@ -22,6 +23,7 @@ mod oracle;
 mod process;
 mod rows;
 mod secrets;
+mod template;
 mod undisturbed;
 mod world;
 
@@ -32,6 +34,7 @@ mod database_kill;
 mod hostile;
 mod kill;
 mod operator;
+mod ordered;
 mod postgres_kill;
 mod surgeries;
 mod twice;

@@ -43,6 +43,8 @@ pub struct LedgerRow {
     pub business_key: Option<String>,
     pub code: Option<String>,
     pub duplicate_of: Option<String>,
+    /// By the database's clock; texts of one database compare as times do.
+    pub changed_at: String,
 }
 
 /// A business row.
@@ -130,6 +132,7 @@ impl Contents {
                             business_key: text("business_key"),
                             code: text("code"),
                             duplicate_of: text("duplicate_of"),
+                            changed_at: row["changed_at"].to_string(),
                         },
                     );
                 } else if let Some(txid) = row.as_object_mut().and_then(|row| row.remove("txid")) {

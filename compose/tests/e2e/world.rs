@@ -37,6 +37,8 @@ pub struct Options {
     pub deadline_ms: u64,
     /// Where the insurer's rows are.
     pub insurer: Insurer,
+    /// Whether the transactions of a patient run one after the other.
+    pub ordered: bool,
     /// When ingest asks again for what may pass by itself. Most tests are about what becomes of one attempt.
     pub retry_after_ms: &'static [u64],
 }
@@ -52,7 +54,13 @@ pub enum Insurer {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { session_timeout_ms: 3_000, deadline_ms: 120_000, insurer: Insurer::Mariadb, retry_after_ms: &[] }
+        Self {
+            session_timeout_ms: 3_000,
+            deadline_ms: 120_000,
+            insurer: Insurer::Mariadb,
+            ordered: false,
+            retry_after_ms: &[],
+        }
     }
 }
 
@@ -68,6 +76,7 @@ pub struct World {
     pub databases: BTreeMap<String, Database>,
     /// An own copy of all topics.
     pub follower: Follower,
+    ordered: bool,
     retry_after_ms: &'static [u64],
     environment: Vec<(String, String)>,
     lives: Mutex<Vec<Weak<Life>>>,
@@ -132,8 +141,21 @@ impl World {
         let follower = Follower::start(&kafka, &topics(&prefix));
         let acks = Mutex::new(GroupOffsets::new(&kafka));
         let lives = Mutex::default();
-        let retry_after_ms = options.retry_after_ms;
-        Self { prefix, upstream, kafka, databases, follower, retry_after_ms, environment, lives, acks, folder, cluster }
+        let Options { ordered, retry_after_ms, .. } = *options;
+        Self {
+            prefix,
+            upstream,
+            kafka,
+            databases,
+            follower,
+            ordered,
+            retry_after_ms,
+            environment,
+            lives,
+            acks,
+            folder,
+            cluster,
+        }
     }
 
     /// Starts all five services.
@@ -181,7 +203,9 @@ impl World {
 
     /// How long participants have to vote on what an ingest asks for that starts from now on.
     pub fn set_deadline(&self, deadline_ms: u64) {
-        write_rules(self.folder.path(), &self.upstream, deadline_ms, self.retry_after_ms);
+        let options =
+            Options { deadline_ms, ordered: self.ordered, retry_after_ms: self.retry_after_ms, ..Options::default() };
+        write_rules(self.folder.path(), &self.upstream, &options);
     }
 
     /// A producer for the upstream topic, and for anything else.
@@ -340,7 +364,7 @@ fn configure(folder: &Path, kafka: &KafkaSettings, upstream: &str, options: &Opt
             fs::write(folder.join(sub).join(file.file_name()), patient(&text, options.deadline_ms)).unwrap();
         }
     }
-    write_rules(folder, upstream, options.deadline_ms, options.retry_after_ms);
+    write_rules(folder, upstream, options);
     fs::write(folder.join("config/identity.key"), IDENTITY_KEY).unwrap();
     fs::write(folder.join("config/hash.key"), HASH_KEY).unwrap();
     let (bootstrap, prefix, session_timeout_ms) = (&kafka.bootstrap, &kafka.prefix, kafka.session_timeout_ms);
@@ -372,12 +396,15 @@ insurer = "participants/insurer.{insurer}.toml"
 }
 
 /// The rules of `compose/config` for another upstream topic.
-fn write_rules(folder: &Path, upstream: &str, deadline_ms: u64, retry_after_ms: &[u64]) {
+fn write_rules(folder: &Path, upstream: &str, options: &Options) {
+    let Options { deadline_ms, ordered, retry_after_ms, .. } = options;
     let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/rules.toml");
     let rules = fs::read_to_string(rules).unwrap();
     let topics = "topics = [\"hospital.surgeries\"]";
     assert!(rules.contains(topics));
-    let ours = format!("topics = [\"{upstream}\"]\ndeadline_ms = {deadline_ms}\nretry_after_ms = {retry_after_ms:?}");
+    let ours = format!(
+        "topics = [\"{upstream}\"]\ndeadline_ms = {deadline_ms}\nordered = {ordered}\nretry_after_ms = {retry_after_ms:?}"
+    );
     let rules = rules.replace(topics, &ours);
     fs::write(folder.join("config/rules.toml"), rules).unwrap();
 }
