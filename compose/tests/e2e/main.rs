@@ -36,6 +36,7 @@ mod kill;
 mod operator;
 mod ordered;
 mod postgres_kill;
+mod recreated;
 mod surgeries;
 mod twice;
 mod zombie;

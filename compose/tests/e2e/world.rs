@@ -234,6 +234,21 @@ impl World {
         }
     }
 
+    /// Deletes these protocol topics and creates them again, empty. The own copy of the topics begins anew.
+    pub fn recreate(&mut self, names: &[&str]) {
+        self.follower = Follower::start(&self.kafka, &[]);
+        let names: Vec<String> = names.iter().map(|name| self.topic(name)).collect();
+        for name in &names {
+            self.cluster.tool("TopicCommand", &["--delete", "--topic", name]);
+        }
+        cluster::wait_until("the topics are gone", || {
+            let there = self.cluster.tool("TopicCommand", &["--list"]);
+            !there.lines().any(|line| names.iter().any(|name| name == line))
+        });
+        succeeds(&self.suture(&["topics", "apply"]));
+        self.follower = Follower::start(&self.kafka, &topics(&self.prefix));
+    }
+
     /// All rows of all databases.
     pub fn rows(&self) -> Rows {
         Rows::read(&self.databases)
