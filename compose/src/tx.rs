@@ -16,9 +16,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
-use suture_contract::codec::{self, RequestsRecord};
+use suture_contract::codec::{self, OutcomesRecord, RequestsRecord};
 use suture_contract::ids::{LogLetters, Origin, Participant, Shard, Txid};
-use suture_contract::messages::{Ballot, Decision, Outcome, Prepare, Rejection, Request, Verdict, Vote, Voter};
+use suture_contract::messages::{
+    Ballot, Decision, Incident, Outcome, Prepare, Rejection, Request, Verdict, Vote, Voter,
+};
 use suture_contract::partitioner::shard_of;
 use suture_contract::remark::Remark;
 use suture_contract::topic_map::{Topic, ingest_group, participant_group};
@@ -292,15 +294,18 @@ impl Logs {
             }
         })?;
         print_lines("decision", &lines, "none yet");
-        let mut lines = Vec::new();
-        self.read_since(&Topic::Outcomes, shard, at_ms, |record| {
-            if let Ok(outcome) = codec::decode::<Outcome>(value(record))
-                && outcome.txid == txid
-            {
-                lines.push(story(&outcome, record));
+        let (mut lines, mut incidents) = (Vec::new(), Vec::new());
+        self.read_since(&Topic::Outcomes, shard, at_ms, |record| match codec::decode_outcomes_record(value(record)) {
+            Ok(OutcomesRecord::Outcome(outcome)) if outcome.txid == txid => lines.push(story(&outcome, record)),
+            Ok(OutcomesRecord::Incident(incident)) if incident.txid == Some(txid) => {
+                incidents.push((incident.participant.clone(), tale(&incident, record)));
             }
+            Ok(_) | Err(_) => {}
         })?;
         print_lines("outcome", &lines, "none yet");
+        for (participant, line) in incidents {
+            print_lines(&format!("incident {participant}"), &[line], "");
+        }
         let decisions = self.name(&Topic::Decisions);
         let mut acks = GroupOffsets::new(&self.kafka);
         for participant in named {
@@ -434,6 +439,14 @@ fn story(outcome: &Outcome, record: &Record) -> String {
     let reasons = if reasons.is_empty() { String::new() } else { format!(" ({})", reasons.join(", ")) };
     let retryable = if outcome.retryable { ", may be asked for again" } else { "" };
     format!("{}{reasons}{retryable} at offset {}{}", verdict(outcome.outcome), record.offset, at(record.timestamp_ms))
+}
+
+fn tale(incident: &Incident, record: &Record) -> String {
+    let settled = incident.settled.map(|settled| format!(" as {}", settled.as_str())).unwrap_or_default();
+    let who = incident.who.as_ref().map(|who| format!(" by {who}")).unwrap_or_default();
+    let because = incident.because.as_ref().map(|because| format!(" ({because})")).unwrap_or_default();
+    let what = incident.what.as_str();
+    format!("{what}{settled}{who}{because} at offset {}{}", record.offset, at(record.timestamp_ms))
 }
 
 fn verdict(verdict: Verdict) -> &'static str {

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use suture_contract::codec::{self, Message, Unreadable, encode};
+use suture_contract::codec::{self, Message, OutcomesRecord, Unreadable, encode};
 use suture_contract::ids::{Origin, Shard};
 use suture_contract::messages::{Outcome, Request};
 use suture_contract::remark::{self, Remark};
@@ -173,8 +173,9 @@ impl Service {
         if tenure.is_stopped {
             return;
         }
-        let outcome = match codec::decode::<Outcome>(record.value.as_deref().unwrap_or_default()) {
-            Ok(outcome) => Some(outcome),
+        let outcome = match codec::decode_outcomes_record(record.value.as_deref().unwrap_or_default()) {
+            Ok(OutcomesRecord::Outcome(outcome)) => Some(outcome),
+            Ok(OutcomesRecord::Incident(_)) => None,
             Err(newer @ Unreadable::Newer { .. }) => {
                 let (partition, offset) = (record.partition, record.offset);
                 error!(partition, offset, %newer, "nothing of this shard is driven again: upgrade this ingest");

@@ -258,6 +258,8 @@ fn what_cannot_be_asked_for_again_is_counted_and_stands_in_nobodys_way() {
         "busy",
     );
     world.append(&Topic::Outcomes, shard, "k", "no outcome", None);
+    let incident = format!(r#"{{"type":"incident","v":1,"participant":"insurer","what":"lost","txid":"{changed}"}}"#);
+    world.append(&Topic::Outcomes, shard, "k", &incident, None);
     // The embedded broker drops what is oldest above 5 MiB of a partition.
     let other = (shard + 1) % i32::from(world.kafka.partitions);
     let trimmed = world.append(&Topic::Requests, other, "other", &request("surgery", 6, 1), None);
@@ -272,7 +274,7 @@ fn what_cannot_be_asked_for_again_is_counted_and_stands_in_nobodys_way() {
 
     let ingest = Ingest::start(&world);
     wait_until("all is settled", || count(&ingest.counts.gone) == 4);
-    world.wait_until_nothing_waits(6);
+    world.wait_until_nothing_waits(7);
     world.requests.retain(|record| record.partition == shard);
     while world.requests.iter().all(|record| record.remark.is_none()) {
         if let ReaderEvent::Records(records) = world.events.blocking_recv().expect("a living reader") {

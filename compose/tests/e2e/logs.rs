@@ -111,7 +111,7 @@ impl Logs {
                     ("decisions", _) if !txid.is_empty() => {
                         story(&mut stories, txid, &mut |story| story.decisions.push(Arc::clone(entry)));
                     }
-                    ("outcomes", _) if !txid.is_empty() => {
+                    ("outcomes", _) if entry.text("type") == "outcome" && !txid.is_empty() => {
                         story(&mut stories, txid, &mut |story| story.outcomes.push(Arc::clone(entry)));
                     }
                     _ => {}

@@ -19,7 +19,7 @@ use std::fmt;
 use serde::de::{DeserializeOwned, DeserializeSeed, Error as _, IntoDeserializer, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, forward_to_deserialize_any};
 
-use crate::messages::{Cancel, Decision, Outcome, Prepare, Rejection, Request, Vote};
+use crate::messages::{Cancel, Decision, Incident, Outcome, Prepare, Rejection, Request, Vote};
 
 /// The version that this build writes, and the newest that it reads.
 pub const VERSION: u64 = 1;
@@ -51,6 +51,9 @@ impl Message for Outcome {
 impl Message for Rejection {
     const TYPE: &'static str = "rejection";
 }
+impl Message for Incident {
+    const TYPE: &'static str = "incident";
+}
 
 /// What may stand in the requests topic.
 #[derive(Debug, Clone)]
@@ -58,6 +61,14 @@ impl Message for Rejection {
 pub enum RequestsRecord {
     Request(Request),
     Cancel(Cancel),
+}
+
+/// What may stand in the outcomes topic.
+#[derive(Debug, Clone)]
+#[expect(missing_docs)]
+pub enum OutcomesRecord {
+    Outcome(Outcome),
+    Incident(Box<Incident>),
 }
 
 /// Why a record is no message.
@@ -134,6 +145,16 @@ pub fn decode_requests_record(value: &[u8]) -> Result<RequestsRecord, Unreadable
     match serde_json::from_slice::<Envelope>(value) {
         Ok(envelope) if envelope.kind.as_deref() == Some(Cancel::TYPE) => decode(value).map(RequestsRecord::Cancel),
         _ => decode(value).map(RequestsRecord::Request),
+    }
+}
+
+/// Reads what may stand in the outcomes topic.
+pub fn decode_outcomes_record(value: &[u8]) -> Result<OutcomesRecord, Unreadable> {
+    match serde_json::from_slice::<Envelope>(value) {
+        Ok(envelope) if envelope.kind.as_deref() == Some(Incident::TYPE) => {
+            decode(value).map(|incident| OutcomesRecord::Incident(Box::new(incident)))
+        }
+        _ => decode(value).map(OutcomesRecord::Outcome),
     }
 }
 

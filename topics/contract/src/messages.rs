@@ -207,6 +207,105 @@ pub struct Rejection {
     pub field: Option<String>,
 }
 
+/// What a person must know about a participant, or has settled there. Stands beside the outcomes. Nobody obeys it: what counts
+/// is the participant's own ledger.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Incident {
+    /// Where it happened.
+    pub participant: Participant,
+    /// What happened.
+    pub what: IncidentKind,
+    /// The transaction, where one is known.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub txid: Option<Txid>,
+    /// What it was about.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub business_key: Option<BusinessKey>,
+    /// How often it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub attempt: Option<Attempt>,
+    /// The hash of the message that was met.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub hash: Option<RequestHash>,
+    /// The verdict that could not be obeyed.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub outcome: Option<Verdict>,
+    /// The record that could not be obeyed.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub origin: Option<Origin>,
+    /// Why a record is unreadable.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub code: Option<Code>,
+    /// How a branch was left.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub settled: Option<Settled>,
+    /// The person who settled it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub who: Option<String>,
+    /// Why so.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub because: Option<String>,
+}
+
+/// What happened at a participant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IncidentKind {
+    /// A commit, and nothing here to commit: the others count on an effect that is not here.
+    Lost,
+    /// A decision against the ledger.
+    Contradiction,
+    /// A message about something else under the same txid.
+    OtherHash,
+    /// A record that cannot be read, or is misrouted, and must not be passed.
+    Unreadable,
+    /// A branch in doubt was finished, and no decision was carried out.
+    FinishedByHand,
+    /// A person has taken the branch over.
+    Resolved,
+    /// A person has let a record be passed.
+    Skipped,
+}
+
+/// How a branch was left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Settled {
+    /// Its effect is there; made by hand, if somebody resolved it so.
+    Committed,
+    /// Its effect is not there, and somebody answers for that.
+    Abandoned,
+    /// Its effect is not there.
+    RolledBack,
+}
+
+impl IncidentKind {
+    /// As it travels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Lost => "lost",
+            Self::Contradiction => "contradiction",
+            Self::OtherHash => "other_hash",
+            Self::Unreadable => "unreadable",
+            Self::FinishedByHand => "finished_by_hand",
+            Self::Resolved => "resolved",
+            Self::Skipped => "skipped",
+        }
+    }
+}
+
+impl Settled {
+    /// As it travels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Committed => "committed",
+            Self::Abandoned => "abandoned",
+            Self::RolledBack => "rolled_back",
+        }
+    }
+}
+
 fn is_false(value: &bool) -> bool {
     !value
 }

@@ -68,7 +68,11 @@ impl Remark {
     }
 }
 
-fn line(what: &'static str, text: &str) -> Result<String, InvalidName> {
+/// What a person writes for people: 1 to [`MAX_BYTES`] bytes on one line.
+///
+/// # Errors
+/// A text that is not so.
+pub fn line(what: &'static str, text: &str) -> Result<String, InvalidName> {
     let text = text.trim();
     if text.is_empty() || text.len() > MAX_BYTES || text.chars().any(char::is_control) {
         return Err(InvalidName { what, rule: "1 to 500 bytes of text on one line" });

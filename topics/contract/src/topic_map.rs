@@ -142,10 +142,10 @@ impl Topic {
                 cleanup: Cleanup::Compact,
             },
             Self::Outcomes => Declaration {
-                purpose: "results with their reasons; every abort is somebody's work item",
-                writer: "coordinator",
+                purpose: "results with their reasons; every abort is somebody's work item, and so is every incident",
+                writer: "coordinator; participants their incidents",
                 reader: "submitters, operators, ingest (group `<prefix>.retry`)",
-                key: "business key",
+                key: "business key; an incident without one: txid, or origin",
                 cleanup: Cleanup::Delete { retention: 30 * DAY },
             },
             Self::Rejected => Declaration {

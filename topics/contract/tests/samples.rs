@@ -6,9 +6,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use suture_contract::codec::{RequestsRecord, Unreadable, VERSION, decode, decode_requests_record, encode};
+use suture_contract::codec::{
+    OutcomesRecord, RequestsRecord, Unreadable, VERSION, decode, decode_outcomes_record, decode_requests_record, encode,
+};
 use suture_contract::keys::HashKey;
-use suture_contract::messages::{Decision, Outcome, Prepare, Rejection, Request, Vote};
+use suture_contract::messages::{Decision, Prepare, Rejection, Request, Vote};
 
 const TOPICS: [&str; 6] = ["requests", "prepare", "votes", "decisions", "outcomes", "rejected"];
 
@@ -22,7 +24,10 @@ fn read_and_write(topic: &str, value: &[u8]) -> Result<Vec<u8>, Unreadable> {
         "prepare" => decode::<Prepare>(value).map(|message| encode(&message)),
         "votes" => decode::<Vote>(value).map(|message| encode(&message)),
         "decisions" => decode::<Decision>(value).map(|message| encode(&message)),
-        "outcomes" => decode::<Outcome>(value).map(|message| encode(&message)),
+        "outcomes" => decode_outcomes_record(value).map(|record| match record {
+            OutcomesRecord::Outcome(outcome) => encode(&outcome),
+            OutcomesRecord::Incident(incident) => encode(&*incident),
+        }),
         "rejected" => decode::<Rejection>(value).map(|message| encode(&message)),
         _ => panic!("no such topic: {topic}"),
     }
@@ -82,6 +87,16 @@ fn every_optional_field_is_there_once_and_absent_once() {
         ("outcomes", "duplicate_of"),
         ("outcomes", "votes.vote"),
         ("outcomes", "votes.code"),
+        ("outcomes", "txid"),
+        ("outcomes", "business_key"),
+        ("outcomes", "attempt"),
+        ("outcomes", "hash"),
+        ("outcomes", "outcome"),
+        ("outcomes", "origin"),
+        ("outcomes", "code"),
+        ("outcomes", "settled"),
+        ("outcomes", "who"),
+        ("outcomes", "because"),
         ("rejected", "field"),
     ];
     for (topic, path) in optional {
@@ -91,7 +106,8 @@ fn every_optional_field_is_there_once_and_absent_once() {
             match path.split_once('.') {
                 None => drop(seen.insert(message.get(path).is_some())),
                 Some((list, field)) => {
-                    seen.extend(message[list].as_array().unwrap().iter().map(|item| item.get(field).is_some()));
+                    let items = message[list].as_array().into_iter().flatten();
+                    seen.extend(items.map(|item| item.get(field).is_some()));
                 }
             }
         }
@@ -102,13 +118,30 @@ fn every_optional_field_is_there_once_and_absent_once() {
         ("votes", "vote", &["no", "yes"]),
         ("votes", "by", &["coordinator", "participant"]),
         ("decisions", "outcome", &["abort", "commit"]),
+        ("outcomes", "type", &["incident", "outcome"]),
         ("outcomes", "outcome", &["abort", "commit"]),
+        ("outcomes", "settled", &["abandoned", "committed", "rolled_back"]),
+        (
+            "outcomes",
+            "what",
+            &["contradiction", "finished_by_hand", "lost", "other_hash", "resolved", "skipped", "unreadable"],
+        ),
     ] {
         let seen: BTreeSet<String> = samples(topic)
             .values()
-            .map(|value| serde_json::from_slice::<Value>(value).unwrap()[field].as_str().unwrap().to_string())
+            .filter_map(|value| serde_json::from_slice::<Value>(value).unwrap()[field].as_str().map(str::to_string))
             .collect();
         assert_eq!(seen.into_iter().collect::<Vec<_>>(), values, "{topic}: {field}");
+    }
+}
+
+#[test]
+fn what_travels_of_an_incident_has_one_spelling() {
+    for value in samples("outcomes").values() {
+        let Ok(OutcomesRecord::Incident(incident)) = decode_outcomes_record(value) else { continue };
+        let json: Value = serde_json::from_slice(value).unwrap();
+        assert_eq!(json["what"], incident.what.as_str());
+        assert_eq!(json["settled"].as_str(), incident.settled.map(|settled| settled.as_str()));
     }
 }
 
