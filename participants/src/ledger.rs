@@ -19,7 +19,7 @@ use suture_contract::messages::Prepare;
 use suture_participants_core::branch::{KeyRow, Refusal, Row, State};
 use suture_participants_core::operations::{self, Mode, Operation, Seed, Values};
 
-use crate::resource::{Fault, OpenError, Opening, SeedError};
+use crate::resource::{Fault, OpenError, Opening, SeedError, Unavailable};
 
 /// The version of the ledger's tables.
 pub const SCHEMA_VERSION: u32 = 2;
@@ -85,6 +85,15 @@ impl StoredRow {
         };
         Ok(Row { state, hash, refusal })
     }
+}
+
+/// What became of the branches of these rows.
+pub(crate) fn states_of(
+    rows: impl IntoIterator<Item = (Txid, StoredRow)>,
+) -> Result<BTreeMap<Txid, State>, Unavailable> {
+    let read = |(txid, row): (Txid, StoredRow)| Some((txid, State::of_ledger(&row.state)?));
+    let unreadable = || Unavailable::new("looking at the ledger", "a state cannot be read");
+    rows.into_iter().map(|row| read(row).ok_or_else(unreadable)).collect()
 }
 
 /// A row of a business key, as a database holds it.

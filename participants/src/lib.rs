@@ -35,6 +35,7 @@ mod pool;
 mod trouble;
 
 mod reserve;
+mod resolve;
 mod server;
 mod xa;
 

@@ -43,14 +43,20 @@ use suture_contract::messages::{Decision, Prepare};
 use suture_participants_core::branch::{KeyRow, Refusal, State};
 use suture_participants_core::gid::Gid;
 use suture_participants_core::operations::{self, Mode, Operation, Rows, Values, statement_failed};
+use suture_participants_core::settle::Unsettled;
 use suture_participants_core::values::Value;
+use time::OffsetDateTime;
 use tokio::time::sleep;
 
 use crate::config::ServerSettings;
 use crate::ledger::{LEDGER_ID, LedgerRow, StoredKeyRow, StoredRow, all_steps, bind_seed, check_marks, check_mode};
 use crate::pool::Dial;
 use crate::reserve::{self, Session, Work};
-use crate::resource::{Decided, Fault, InDoubt, OpenError, Opening, Position, Prepared, SeedError, Unavailable};
+use crate::resolve::resolve;
+use crate::resource::{
+    Decided, Entry, Fault, InDoubt, Noted, OpenError, Opening, Position, Prepared, Resolution, SeedError, Unavailable,
+    Which,
+};
 use crate::server::{Opened, Server};
 use crate::trouble::{Blame, Landed, Trouble, busy, within};
 use crate::xa::{self, AbortedRow, Branches, Collision, How, Known, LOOK_AGAIN, Ran};
@@ -457,6 +463,8 @@ impl Session for LocalSession<'_> {
         script.extend(work.iter().map(|work| match work {
             Work::Insert(row) => insert_row(row),
             Work::Step(step, values) => rendered(step, values),
+            Work::Remove(txid) => format!("delete from suture_ledger where txid = '{txid}'"),
+            Work::Note(entry) => format!("{INSERT_ENTRY} {}", entry_values(entry)),
             Work::Finish(txid, state) => format!(
                 "update suture_ledger set state = '{state}', changed_at = current_timestamp(6), live_key = {}
                  where txid = '{txid}'",
@@ -548,6 +556,63 @@ impl Server for MariadbResource {
         Ok(())
     }
 
+    async fn ledger_rows(&self, txids: &[Txid]) -> Result<BTreeMap<Txid, StoredRow>, Unavailable> {
+        let mut clerk = self.clerks.lease().await?;
+        let found = rows(&mut clerk, txids, "").await;
+        let found = found.map_err(|trouble| trouble.unavailable("looking at the ledger"))?;
+        clerk.give_back();
+        Ok(found)
+    }
+
+    async fn insert_entries(&self, entries: &[Entry]) -> Result<(), Unavailable> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let values: Vec<String> = entries.iter().map(entry_values).collect();
+        let sql = format!("{INSERT_ENTRY} {} on duplicate key update entry = suture_audit.entry", values.join(", "));
+        let mut clerk = self.clerks.lease().await?;
+        run(&mut clerk, &sql).await.map_err(|trouble| trouble.unavailable("noting"))?;
+        clerk.give_back();
+        Ok(())
+    }
+
+    async fn read_entries(&self, which: Which) -> Result<Vec<Noted>, Unavailable> {
+        let doing = "reading what was noted";
+        let untold = if which == Which::Untold { "where not told" } else { "" };
+        let sql = format!(
+            "select entry, record_key, record, told, floor(unix_timestamp(changed_at)) from suture_audit {untold}
+             order by changed_at, entry"
+        );
+        let mut clerk = self.clerks.lease().await?;
+        let rows = query(&mut clerk, &sql).await.map_err(|trouble| trouble.unavailable(doing))?;
+        clerk.give_back();
+        let read = |row: &Row| {
+            let entry = Entry { entry: column(row, 0)?, record_key: column(row, 1)?, record: column(row, 2)? };
+            let since = OffsetDateTime::from_unix_timestamp(column(row, 4)?).ok()?;
+            Some(Noted { entry, told: column(row, 3)?, since })
+        };
+        rows.iter().map(|row| read(row).ok_or_else(|| unreadable(doing))).collect()
+    }
+
+    async fn mark_entries(&self, entries: &[String]) -> Result<(), Unavailable> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let entries: Vec<String> = entries.iter().map(|entry| text(entry)).collect();
+        let sql = format!("update suture_audit set told = true where entry in ({})", entries.join(", "));
+        let mut clerk = self.clerks.lease().await?;
+        run(&mut clerk, &sql).await.map_err(|trouble| trouble.unavailable("noting"))?;
+        clerk.give_back();
+        Ok(())
+    }
+
+    async fn write_resolution(&self, resolution: &Resolution) -> Result<Result<(), Unsettled>, Unavailable> {
+        let mut session = LocalSession(self.clerks.lease().await?);
+        let resolved = resolve(&mut session, resolution).await?;
+        session.0.give_back();
+        Ok(resolved)
+    }
+
     async fn insert_seeds(&self, name: &str, payloads: &[Box<RawValue>]) -> Result<u64, SeedError> {
         let seed = self.opened.seeds.get(name).ok_or_else(|| SeedError::Unknown(name.to_string()))?;
         let rows = bind_seed(seed, payloads)?;
@@ -597,6 +662,12 @@ fn insert_row(row: &LedgerRow) -> String {
         optional(&row.code),
         optional(&row.duplicate_of),
     )
+}
+
+const INSERT_ENTRY: &str = "insert into suture_audit (entry, record_key, record) values";
+
+fn entry_values(Entry { entry, record_key, record }: &Entry) -> String {
+    format!("({}, {}, {})", text(entry), text(record_key), text(record))
 }
 
 async fn rows(connection: &mut Conn, txids: &[Txid], how: &str) -> Result<BTreeMap<Txid, StoredRow>, Trouble> {

@@ -1,17 +1,22 @@
 //! A participant's database, whichever kind its configuration names.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::value::RawValue;
+use suture_contract::ids::Txid;
 use suture_contract::messages::{Decision, Prepare};
+use suture_participants_core::branch::State;
+use suture_participants_core::settle::Unsettled;
 use tokio::time::sleep;
 
 use crate::config::{Database, ParticipantConfig};
 use crate::mariadb::MariadbResource;
 use crate::postgres::PostgresResource;
 use crate::resource::{
-    Batching, Decided, InDoubt, OpenError, Opening, Position, Prepared, Resource, SeedError, Unavailable,
+    Batching, Decided, Entry, InDoubt, Noted, OpenError, Opening, Position, Prepared, Resolution, Resource, SeedError,
+    Unavailable, Which,
 };
 use crate::sqlite::SqliteResource;
 
@@ -130,6 +135,46 @@ impl Resource for OpenedResource {
             Self::Sqlite(resource) => resource.store_positions(positions).await,
             Self::Postgres(resource) => resource.store_positions(positions).await,
             Self::Mariadb(resource) => resource.store_positions(positions).await,
+        }
+    }
+
+    async fn states(&self, txids: Vec<Txid>) -> Result<BTreeMap<Txid, State>, Unavailable> {
+        match self {
+            Self::Sqlite(resource) => resource.states(txids).await,
+            Self::Postgres(resource) => resource.states(txids).await,
+            Self::Mariadb(resource) => resource.states(txids).await,
+        }
+    }
+
+    async fn note(&self, entries: Vec<Entry>) -> Result<(), Unavailable> {
+        match self {
+            Self::Sqlite(resource) => resource.note(entries).await,
+            Self::Postgres(resource) => resource.note(entries).await,
+            Self::Mariadb(resource) => resource.note(entries).await,
+        }
+    }
+
+    async fn noted(&self, which: Which) -> Result<Vec<Noted>, Unavailable> {
+        match self {
+            Self::Sqlite(resource) => resource.noted(which).await,
+            Self::Postgres(resource) => resource.noted(which).await,
+            Self::Mariadb(resource) => resource.noted(which).await,
+        }
+    }
+
+    async fn mark_told(&self, entries: Vec<String>) -> Result<(), Unavailable> {
+        match self {
+            Self::Sqlite(resource) => resource.mark_told(entries).await,
+            Self::Postgres(resource) => resource.mark_told(entries).await,
+            Self::Mariadb(resource) => resource.mark_told(entries).await,
+        }
+    }
+
+    async fn resolve(&self, resolution: Resolution) -> Result<Result<(), Unsettled>, Unavailable> {
+        match self {
+            Self::Sqlite(resource) => resource.resolve(resolution).await,
+            Self::Postgres(resource) => resource.resolve(resolution).await,
+            Self::Mariadb(resource) => resource.resolve(resolution).await,
         }
     }
 

@@ -30,6 +30,7 @@ use suture_contract::messages::{Decision, Prepare};
 use suture_participants_core::branch::{KeyRow, Refusal, State};
 use suture_participants_core::gid::{Gid, Owner};
 use suture_participants_core::operations::{self, Mode, Operation, Rows, Values, statement_failed};
+use suture_participants_core::settle::Unsettled;
 use suture_participants_core::values::{Kind, Value};
 use time::{Date, OffsetDateTime};
 use tokio::task::AbortHandle;
@@ -42,7 +43,11 @@ use crate::flights::{InFlight, in_order};
 use crate::ledger::{LEDGER_ID, LedgerRow, StoredKeyRow, StoredRow, all_steps, bind_seed, check_marks, check_mode};
 use crate::pool::Dial;
 use crate::reserve::{self, Session, Work};
-use crate::resource::{Decided, Fault, InDoubt, OpenError, Opening, Position, Prepared, SeedError, Unavailable};
+use crate::resolve::resolve;
+use crate::resource::{
+    Decided, Entry, Fault, InDoubt, Noted, OpenError, Opening, Position, Prepared, Resolution, SeedError, Unavailable,
+    Which,
+};
 use crate::server::{Opened, Server};
 use crate::trouble::{Blame, Landed, Trouble, busy};
 use crate::xa::{self, AbortedRow, Branches, Collision, How, Known, LOOK_AGAIN, LOOKS, Ran};
@@ -526,6 +531,61 @@ impl Server for PostgresResource {
         Ok(())
     }
 
+    async fn ledger_rows(&self, txids: &[Txid]) -> Result<BTreeMap<Txid, StoredRow>, Unavailable> {
+        let failed = |error: Error| unavailable("looking at the ledger", &error);
+        let mut clerk = self.clerks.lease().await?;
+        let look = clerk.statement(LOOK_AT_ROWS, &[Type::TEXT_ARRAY]).await.map_err(failed)?;
+        let txids: Vec<String> = txids.iter().map(Txid::to_string).collect();
+        let rows = clerk.client.query(&look, &[&txids]).await.map_err(failed)?;
+        clerk.give_back();
+        stored_rows(&rows)
+    }
+
+    async fn insert_entries(&self, entries: &[Entry]) -> Result<(), Unavailable> {
+        let failed = |error: Error| unavailable("noting", &error);
+        let mut clerk = self.clerks.lease().await?;
+        let sql = "insert into suture_audit (entry, record_key, record) select * from unnest($1, $2, $3)
+                   on conflict do nothing";
+        let texts = Type::TEXT_ARRAY;
+        let note = clerk.statement(sql, &[texts.clone(), texts.clone(), texts]).await.map_err(failed)?;
+        let columns: [fn(&Entry) -> &str; 3] = [|of| &of.entry, |of| &of.record_key, |of| &of.record];
+        let [names, keys, records] = columns.map(|column| entries.iter().map(column).collect::<Vec<&str>>());
+        clerk.client.execute(&note, &[&names, &keys, &records]).await.map_err(failed)?;
+        clerk.give_back();
+        Ok(())
+    }
+
+    async fn read_entries(&self, which: Which) -> Result<Vec<Noted>, Unavailable> {
+        let doing = "reading what was noted";
+        let clerk = self.clerks.lease().await?;
+        let sql = "select entry, record_key, record, told, floor(extract(epoch from changed_at))::bigint
+                   from suture_audit where $1 or not told order by changed_at, entry";
+        let rows = clerk.client.query(sql, &[&(which == Which::All)]).await;
+        let rows = rows.map_err(|error| unavailable(doing, &error))?;
+        clerk.give_back();
+        let read = |row: &tokio_postgres::Row| {
+            let entry = Entry { entry: row.get(0), record_key: row.get(1), record: row.get(2) };
+            let since = OffsetDateTime::from_unix_timestamp(row.get(4)).ok()?;
+            Some(Noted { entry, told: row.get(3), since })
+        };
+        rows.iter().map(|row| read(row).ok_or_else(|| Unavailable::new(doing, "a row cannot be read"))).collect()
+    }
+
+    async fn mark_entries(&self, entries: &[String]) -> Result<(), Unavailable> {
+        let clerk = self.clerks.lease().await?;
+        let sql = "update suture_audit set told = true where entry = any($1)";
+        clerk.client.execute(sql, &[&entries]).await.map_err(|error| unavailable("noting", &error))?;
+        clerk.give_back();
+        Ok(())
+    }
+
+    async fn write_resolution(&self, resolution: &Resolution) -> Result<Result<(), Unsettled>, Unavailable> {
+        let mut session = self.session(&self.clerks, self.opened.settings.lock_timeout).await?;
+        let resolved = resolve(&mut session, resolution).await?;
+        session.lease.give_back();
+        Ok(resolved)
+    }
+
     async fn insert_seeds(&self, name: &str, payloads: &[Box<RawValue>]) -> Result<u64, SeedError> {
         let seed = self.opened.seeds.get(name).ok_or_else(|| SeedError::Unknown(name.to_string()))?;
         let rows = bind_seed(seed, payloads)?;
@@ -820,6 +880,15 @@ impl Connection {
             Work::Insert(row) => {
                 let insert = self.statement(INSERT_ROW, &INSERT_ROW_TYPES).await?;
                 Cargo::Bound(insert, parameters(row))
+            }
+            Work::Remove(txid) => {
+                let remove = self.statement("delete from suture_ledger where txid = $1", &[Type::TEXT]).await?;
+                Cargo::Bound(remove, vec![Box::new(txid.to_string())])
+            }
+            Work::Note(Entry { entry, record_key, record }) => {
+                let sql = "insert into suture_audit (entry, record_key, record) values ($1, $2, $3)";
+                let note = self.statement(sql, &[Type::TEXT, Type::TEXT, Type::TEXT]).await?;
+                Cargo::Bound(note, vec![Box::new(entry), Box::new(record_key), Box::new(record)])
             }
             Work::Finish(txid, state) => {
                 let finish = self.statement(FINISH_ROW, &[Type::TEXT, Type::TEXT]).await?;

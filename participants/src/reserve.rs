@@ -24,7 +24,7 @@ use suture_participants_core::branch::{Answer, Event, KeyRow, Refusal, Row, Stat
 use suture_participants_core::operations::{self, Operation, Values, statement_failed};
 
 use crate::ledger::{LedgerRow, StoredKeyRow, StoredRow, bind_branch};
-use crate::resource::{Decided, Effect, Fault, Prepared, Unavailable};
+use crate::resource::{Decided, Effect, Entry, Fault, Prepared, Unavailable};
 use crate::trouble::{Blame, Landed, Trouble, busy};
 
 /// How often a branch is looked at anew that another session has.
@@ -39,6 +39,10 @@ pub(crate) enum Work<'a> {
     Step(&'a operations::Step, &'a Values),
     /// From `in_doubt` to `committed`, or to `aborted` without its live key.
     Finish(&'a Txid, State),
+    /// Away with its ledger row, if it has one: another one comes.
+    Remove(&'a Txid),
+    /// What is noted about it.
+    Note(&'a Entry),
 }
 
 /// A connection with local transactions: what differs between databases, and nothing else.

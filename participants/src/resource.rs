@@ -20,11 +20,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::value::RawValue;
-use suture_contract::ids::{LogLetters, Shard, Txid};
+use suture_contract::ids::{BusinessKey, LogLetters, Shard, Txid};
 use suture_contract::messages::{Decision, Prepare};
-use suture_participants_core::branch::{Answer, Violation};
+use suture_participants_core::branch::{Answer, State, Violation};
 use suture_participants_core::gid::Owner;
 use suture_participants_core::operations::{Mode, Operation, Seed};
+use suture_participants_core::settle::{Unsettled, Word};
+use time::OffsetDateTime;
 
 /// A database that takes part in transactions.
 pub trait Resource: Send + Sync + 'static {
@@ -51,6 +53,24 @@ pub trait Resource: Send + Sync + 'static {
 
     /// Stores positions, in a local transaction of their own. A stored position never goes back.
     fn store_positions(&self, positions: Vec<Position>) -> impl Future<Output = Result<(), Unavailable>> + Send;
+
+    /// What became of these branches; one that is prepared is in doubt, whatever else the ledger says.
+    fn states(&self, txids: Vec<Txid>) -> impl Future<Output = Result<BTreeMap<Txid, State>, Unavailable>> + Send;
+
+    /// Notes what a person must know. An entry that is there stays as it is.
+    fn note(&self, entries: Vec<Entry>) -> impl Future<Output = Result<(), Unavailable>> + Send;
+
+    /// What was noted, the oldest first: all of it, or what was not told yet.
+    fn noted(&self, which: Which) -> impl Future<Output = Result<Vec<Noted>, Unavailable>> + Send;
+
+    /// These entries were told.
+    fn mark_told(&self, entries: Vec<String>) -> impl Future<Output = Result<(), Unavailable>> + Send;
+
+    /// Makes a person's word the branch's row and notes it, in one local transaction.
+    fn resolve(
+        &self,
+        resolution: Resolution,
+    ) -> impl Future<Output = Result<Result<(), Unsettled>, Unavailable>> + Send;
 
     /// Runs a seed for each payload, in one local transaction. Answers how many rows were inserted.
     fn seed(&self, name: String, payloads: Vec<Box<RawValue>>) -> impl Future<Output = Result<u64, SeedError>> + Send;
@@ -151,6 +171,47 @@ pub struct Position {
     pub shard: Shard,
     /// Everything below is done.
     pub next_offset: u64,
+}
+
+/// What a person must know, or has settled: a row of `suture_audit` that is to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// A name that makes a repeat harmless.
+    pub entry: String,
+    /// The key of its record in the outcomes topic.
+    pub record_key: String,
+    /// Its record there, an incident.
+    pub record: String,
+}
+
+/// Such a row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Noted {
+    /// What was noted.
+    pub entry: Entry,
+    /// Whether the record stands in the outcomes topic.
+    pub told: bool,
+    /// When it was noted, by the database's clock.
+    pub since: OffsetDateTime,
+}
+
+/// Which entries are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs)]
+pub enum Which {
+    All,
+    Untold,
+}
+
+/// A person's word about a branch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolution {
+    /// What he says.
+    pub word: Word,
+    /// What the branch is about, as its decision says.
+    pub business_key: BusinessKey,
+    /// What is noted.
+    pub entry: Entry,
 }
 
 /// What a resource is opened with.

@@ -4,12 +4,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::value::RawValue;
+use suture_contract::ids::Txid;
 use suture_contract::messages::{Decision, Prepare};
+use suture_participants_core::branch::State;
 use suture_participants_core::gid::Owner;
 use suture_participants_core::operations::{Mode, Operation, Seed};
+use suture_participants_core::settle::Unsettled;
 
 use crate::config::ServerSettings;
-use crate::resource::{Batching, Decided, InDoubt, Position, Prepared, Resource, SeedError, Unavailable};
+use crate::ledger::{StoredRow, states_of};
+use crate::resource::{
+    Batching, Decided, Entry, InDoubt, Noted, Position, Prepared, Resolution, Resource, SeedError, Unavailable, Which,
+};
 use crate::trouble::within;
 use crate::xa::{self, Branches};
 
@@ -45,6 +51,27 @@ pub(crate) trait Server: Branches + Send + 'static {
 
     /// See [`Resource::store_positions`].
     fn write_positions(&self, positions: Vec<Position>) -> impl Future<Output = Result<(), Unavailable>> + Send;
+
+    /// The ledger's rows.
+    fn ledger_rows(
+        &self,
+        txids: &[Txid],
+    ) -> impl Future<Output = Result<BTreeMap<Txid, StoredRow>, Unavailable>> + Send;
+
+    /// See [`Resource::note`].
+    fn insert_entries(&self, entries: &[Entry]) -> impl Future<Output = Result<(), Unavailable>> + Send;
+
+    /// See [`Resource::noted`].
+    fn read_entries(&self, which: Which) -> impl Future<Output = Result<Vec<Noted>, Unavailable>> + Send;
+
+    /// See [`Resource::mark_told`].
+    fn mark_entries(&self, entries: &[String]) -> impl Future<Output = Result<(), Unavailable>> + Send;
+
+    /// See [`Resource::resolve`]; the branch is not prepared.
+    fn write_resolution(
+        &self,
+        resolution: &Resolution,
+    ) -> impl Future<Output = Result<Result<(), Unsettled>, Unavailable>> + Send;
 
     /// See [`Resource::seed`].
     fn insert_seeds(
@@ -109,6 +136,42 @@ impl<S: Server> Resource for S {
 
     async fn store_positions(&self, positions: Vec<Position>) -> Result<(), Unavailable> {
         within(self.opened().settings.patience(), "storing positions", self.write_positions(positions)).await
+    }
+
+    async fn states(&self, txids: Vec<Txid>) -> Result<BTreeMap<Txid, State>, Unavailable> {
+        let (doing, patience) = ("looking at the ledger", self.opened().settings.patience());
+        match self.opened().mode {
+            Mode::Xa => {
+                let known = within(patience, doing, self.look_at_all(&txids)).await?;
+                let listed = txids.iter().filter(|txid| known.gids.contains_key(txid)).copied();
+                let listed: Vec<_> = listed.map(|txid| (txid, State::InDoubt)).collect();
+                Ok(states_of(known.rows)?.into_iter().chain(listed).collect())
+            }
+            Mode::Reserve => states_of(within(patience, doing, self.ledger_rows(&txids)).await?),
+        }
+    }
+
+    async fn note(&self, entries: Vec<Entry>) -> Result<(), Unavailable> {
+        within(self.opened().settings.patience(), "noting", self.insert_entries(&entries)).await
+    }
+
+    async fn noted(&self, which: Which) -> Result<Vec<Noted>, Unavailable> {
+        within(self.opened().settings.patience(), "reading what was noted", self.read_entries(which)).await
+    }
+
+    async fn mark_told(&self, entries: Vec<String>) -> Result<(), Unavailable> {
+        within(self.opened().settings.patience(), "noting", self.mark_entries(&entries)).await
+    }
+
+    async fn resolve(&self, resolution: Resolution) -> Result<Result<(), Unsettled>, Unavailable> {
+        let (doing, patience) = ("resolving", self.opened().settings.patience());
+        let txid = resolution.word.txid;
+        if self.opened().mode == Mode::Xa
+            && within(patience, doing, self.look_at_all(&[txid])).await?.gids.contains_key(&txid)
+        {
+            return Ok(Err(Unsettled::InDoubt));
+        }
+        within(patience, doing, self.write_resolution(&resolution)).await
     }
 
     async fn seed(&self, name: String, payloads: Vec<Box<RawValue>>) -> Result<u64, SeedError> {

@@ -23,15 +23,20 @@ use rusqlite::{Connection, ErrorCode, ToSql, TransactionBehavior, ffi, params};
 use serde_json::value::RawValue;
 use suture_contract::ids::{Shard, Txid};
 use suture_contract::messages::{Decision, Prepare};
+use suture_participants_core::branch::State;
 use suture_participants_core::operations::{self, Operation, Rows, Seed, Values};
+use suture_participants_core::settle::Unsettled;
 use suture_participants_core::values::Value;
+use time::OffsetDateTime;
 use tokio::sync::oneshot;
 
 use crate::config::SqliteSettings;
-use crate::ledger::{LEDGER_ID, StoredKeyRow, StoredRow, all_steps, bind_seed, check_marks};
+use crate::ledger::{LEDGER_ID, StoredKeyRow, StoredRow, all_steps, bind_seed, check_marks, states_of};
 use crate::reserve::{self, Session, Work};
+use crate::resolve::resolve;
 use crate::resource::{
-    Batching, Decided, InDoubt, OpenError, Opening, Position, Prepared, Resource, SeedError, Unavailable,
+    Batching, Decided, Entry, InDoubt, Noted, OpenError, Opening, Position, Prepared, Resolution, Resource, SeedError,
+    Unavailable, Which,
 };
 use crate::trouble::{Blame, Landed, Trouble};
 
@@ -170,6 +175,30 @@ impl Resource for SqliteResource {
         self.run(move |ledger| ledger.store_positions(&positions)).await
     }
 
+    async fn states(&self, txids: Vec<Txid>) -> Result<BTreeMap<Txid, State>, Unavailable> {
+        self.run(move |ledger| {
+            let rows = at_once(ledger.rows(&txids, false));
+            states_of(rows.map_err(|trouble| trouble.unavailable("looking at the ledger"))?)
+        })
+        .await
+    }
+
+    async fn note(&self, entries: Vec<Entry>) -> Result<(), Unavailable> {
+        self.run(move |ledger| ledger.note(&entries)).await
+    }
+
+    async fn noted(&self, which: Which) -> Result<Vec<Noted>, Unavailable> {
+        self.run(move |ledger| ledger.noted(which)).await
+    }
+
+    async fn mark_told(&self, entries: Vec<String>) -> Result<(), Unavailable> {
+        self.run(move |ledger| ledger.mark_told(&entries)).await
+    }
+
+    async fn resolve(&self, resolution: Resolution) -> Result<Result<(), Unsettled>, Unavailable> {
+        self.run(move |ledger| at_once(resolve(ledger, &resolution))).await
+    }
+
     async fn seed(&self, name: String, payloads: Vec<Box<RawValue>>) -> Result<u64, SeedError> {
         self.run(move |ledger| Ok(ledger.seed(&name, &payloads))).await?
     }
@@ -279,6 +308,46 @@ impl Ledger {
         stored.commit().map_err(failed)
     }
 
+    fn note(&mut self, entries: &[Entry]) -> Result<(), Unavailable> {
+        let failed = |error: rusqlite::Error| unavailable("noting", &error);
+        let noted = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
+        for Entry { entry, record_key, record } in entries {
+            noted
+                .prepare_cached(
+                    "insert into suture_audit (entry, record_key, record) values (?1, ?2, ?3) on conflict do nothing",
+                )
+                .and_then(|mut note| note.execute(params![entry, record_key, record]))
+                .map_err(failed)?;
+        }
+        noted.commit().map_err(failed)
+    }
+
+    fn noted(&self, which: Which) -> Result<Vec<Noted>, Unavailable> {
+        let sql = "select entry, record_key, record, told, changed_at from suture_audit where ?1 or not told
+                   order by changed_at, entry";
+        let rows = self.query(sql, params![which == Which::All], |row| {
+            let entry = Entry { entry: row.get(0)?, record_key: row.get(1)?, record: row.get(2)? };
+            Ok((entry, row.get::<_, bool>(3)?, row.get::<_, i64>(4)?))
+        });
+        let read = |(entry, told, since): (Entry, bool, i64)| {
+            Some(Noted { entry, told, since: OffsetDateTime::from_unix_timestamp(since).ok()? })
+        };
+        let rows = rows.map_err(|error| unavailable("reading what was noted", &error))?;
+        rows.into_iter().map(|row| read(row).ok_or_else(|| broken("what was noted"))).collect()
+    }
+
+    fn mark_told(&mut self, entries: &[String]) -> Result<(), Unavailable> {
+        let failed = |error: rusqlite::Error| unavailable("noting", &error);
+        let marked = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
+        for entry in entries {
+            marked
+                .prepare_cached("update suture_audit set told = 1 where entry = ?1")
+                .and_then(|mut mark| mark.execute(params![entry]))
+                .map_err(failed)?;
+        }
+        marked.commit().map_err(failed)
+    }
+
     fn seed(&mut self, name: &str, payloads: &[Box<RawValue>]) -> Result<u64, SeedError> {
         let seed = self.seeds.get(name).ok_or_else(|| SeedError::Unknown(name.to_string()))?;
         let rows = bind_seed(seed, payloads)?;
@@ -325,6 +394,13 @@ impl Ledger {
                     row.txid, row.state, row.hash, row.business_key, row.attempt, row.live_key, row.operation, row.code,
                     row.duplicate_of
                 ],
+            ),
+            Work::Remove(txid) => {
+                self.execute("delete from suture_ledger where txid = ?1", params![txid.to_string()])
+            }
+            Work::Note(Entry { entry, record_key, record }) => self.execute(
+                "insert into suture_audit (entry, record_key, record) values (?1, ?2, ?3)",
+                params![entry, record_key, record],
             ),
             Work::Finish(txid, state) => self.execute(
                 "update suture_ledger set state = ?2, changed_at = unixepoch(),

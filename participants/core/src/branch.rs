@@ -7,11 +7,13 @@
 //! | committed | answer yes again | nothing: done before | violation: **contradiction** |
 //! | aborted | answer no | violation: **lost** | nothing: done before |
 //! | refused | answer no again | violation: **lost** | nothing: it changed nothing here |
+//! | abandoned | answer no again | nothing: an operator has taken it over | nothing: an operator has taken it over |
 //!
 //! - The hash comes first: an event whose hash is not the row's is about something else under the same name. That is a
 //!   violation in every state.
 //! - **Lost**: the decision is commit, so all others count this branch as a success, yet here is nothing to commit, or
-//!   this participant never said yes. It is never acknowledged and never repaired in silence.
+//!   this participant never said yes. It is never acknowledged and never repaired in silence: an operator says what he did
+//!   about it, and his word becomes the row, `committed` or `abandoned`.
 //! - A violation changes nothing. It stops the shard, because nobody can know what else is wrong with it.
 //!
 //! **The business key** is settled before an absent branch runs. A ledger has at most one *live* row a key (in doubt or
@@ -22,7 +24,7 @@
 //! | a live row with another hash, made with the same hash key | no, `conflict` |
 //! | a committed row | no, `duplicate`, naming its txid |
 //! | a row in doubt | no, `in_progress` (may be asked again) |
-//! | this attempt or a later one, aborted or refused | no, `aborted_before` |
+//! | this attempt or a later one, aborted, refused or abandoned | no, `aborted_before` |
 //! | nothing of these | the operation runs |
 //!
 //! Such a no is about an older branch, so its own row carries neither key nor attempt ([`Refusal::is_repeat`]). An abort
@@ -47,6 +49,8 @@ pub enum State {
     Aborted,
     /// Said no and has no effect. Stays, also after the abort that follows.
     Refused,
+    /// Has no effect whatever was decided, and an operator answers for that. Stays.
+    Abandoned,
 }
 
 /// What reaches a branch.
@@ -126,6 +130,10 @@ pub fn step(state: State, event: Event, same_hash: bool) -> Result<Step, Violati
         (State::Refused, Event::Prepare) => Ok(Step::AnswerNo),
         (State::Refused, Event::Commit) => violation(Wrong::Lost),
         (State::Refused, Event::Abort) => Ok(Step::Nothing),
+
+        (State::Abandoned, Event::Prepare) => Ok(Step::AnswerNo),
+        (State::Abandoned, Event::Commit) => Ok(Step::Nothing),
+        (State::Abandoned, Event::Abort) => Ok(Step::Nothing),
     }
 }
 
@@ -145,7 +153,7 @@ impl Row {
     pub fn answer(&self) -> Answer {
         match self.state {
             State::InDoubt | State::Committed => Answer::Yes,
-            State::Absent | State::Aborted | State::Refused => {
+            State::Absent | State::Aborted | State::Refused | State::Abandoned => {
                 Answer::No(self.refusal.clone().unwrap_or_else(|| Refusal::because(code::ABORTED)))
             }
         }
@@ -219,7 +227,7 @@ pub fn refusal_by_key(rows: &[KeyRow], attempt: Attempt, hash: &RequestHash) -> 
         }
         return match live.state {
             State::Committed => Some(Refusal { duplicate_of: Some(live.txid), ..Refusal::because(code::DUPLICATE) }),
-            State::Absent | State::InDoubt | State::Aborted | State::Refused => {
+            State::Absent | State::InDoubt | State::Aborted | State::Refused | State::Abandoned => {
                 Some(Refusal::because(code::IN_PROGRESS))
             }
         };
@@ -242,12 +250,14 @@ impl State {
             Self::Committed => "committed",
             Self::Aborted => "aborted",
             Self::Refused => "refused",
+            Self::Abandoned => "abandoned",
         }
     }
 
     /// From the ledger; `None` for what no version of Suture wrote.
     pub fn of_ledger(text: &str) -> Option<Self> {
-        [Self::InDoubt, Self::Committed, Self::Aborted, Self::Refused].into_iter().find(|s| s.as_str() == text)
+        let stored = [Self::InDoubt, Self::Committed, Self::Aborted, Self::Refused, Self::Abandoned];
+        stored.into_iter().find(|s| s.as_str() == text)
     }
 }
 
@@ -281,7 +291,8 @@ impl fmt::Display for Wrong {
 mod tests {
     use super::*;
 
-    const STATES: [State; 5] = [State::Absent, State::InDoubt, State::Committed, State::Aborted, State::Refused];
+    const STATES: [State; 6] =
+        [State::Absent, State::InDoubt, State::Committed, State::Aborted, State::Refused, State::Abandoned];
     const EVENTS: [Event; 3] = [Event::Prepare, Event::Commit, Event::Abort];
 
     /// The table of the module's documentation, read from that documentation.
@@ -291,7 +302,7 @@ mod tests {
             .map_while(|line| line.strip_prefix("//!"))
             .filter_map(|line| line.trim().strip_prefix('|'))
             .map(|line| line.trim_end_matches('|').split('|').map(|cell| cell.trim().to_string()).collect())
-            .take(7)
+            .take(2 + STATES.len())
             .collect();
         assert_eq!(rows[0], ["state", "prepare", "commit", "abort"]);
         let mut cells = Vec::new();
@@ -307,7 +318,7 @@ mod tests {
     #[test]
     fn every_pair_does_what_the_table_says() {
         let cells = documented();
-        assert_eq!(cells.len(), 15);
+        assert_eq!(cells.len(), 18);
         for (state, event, cell) in cells {
             let expected = match cell.as_str() {
                 "run the operation, if the business key allows it" => Ok(Step::Run),
@@ -316,7 +327,9 @@ mod tests {
                 "answer no" | "answer no again" => Ok(Step::AnswerNo),
                 "commit" => Ok(Step::Commit),
                 "roll back" => Ok(Step::RollBack),
-                "nothing: done before" | "nothing: it changed nothing here" => Ok(Step::Nothing),
+                "nothing: done before"
+                | "nothing: it changed nothing here"
+                | "nothing: an operator has taken it over" => Ok(Step::Nothing),
                 "violation: **lost**" => Err(Violation { state, event, wrong: Wrong::Lost }),
                 "violation: **contradiction**" => Err(Violation { state, event, wrong: Wrong::Contradiction }),
                 other => panic!("the table says {other:?}"),
@@ -371,7 +384,7 @@ mod tests {
             // Hashes of two hash keys cannot be compared.
             assert_eq!(met(&[row(State::Committed, 2)], attempt, rotated), no("duplicate", true));
         }
-        for finished in [State::Aborted, State::Refused] {
+        for finished in [State::Aborted, State::Refused, State::Abandoned] {
             assert_eq!(met(&[row(finished, 2)], 1, same), no("aborted_before", false));
             assert_eq!(met(&[row(finished, 2)], 2, same), no("aborted_before", false));
             assert_eq!(met(&[row(finished, 2)], 3, same), None, "a new attempt runs");
@@ -385,6 +398,7 @@ mod tests {
         assert_eq!(stored(State::InDoubt, None).answer(), Answer::Yes);
         assert_eq!(stored(State::Committed, None).answer(), Answer::Yes);
         assert_eq!(stored(State::Aborted, None).answer(), Answer::No(Refusal::because(code::ABORTED)));
+        assert_eq!(stored(State::Abandoned, None).answer(), Answer::No(Refusal::because(code::ABORTED)));
         let limit = Refusal::with("LIMIT".parse().unwrap());
         assert_eq!(stored(State::Refused, Some(limit.clone())).answer(), Answer::No(limit));
     }

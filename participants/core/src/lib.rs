@@ -3,6 +3,7 @@
 //! In reading order:
 //!
 //! - [`branch`]: the states of a branch, what each event does to them, and the rule of business keys;
+//! - [`settle`]: what an operator's word makes of a branch whose decision could not be obeyed;
 //! - [`gid`]: the name of a prepared branch in a database's own list;
 //! - [`operations`]: the named SQL templates of a participant's configuration, compiled and checked at start;
 //! - [`sql`]: from `:name` to the placeholders of a database;
@@ -17,6 +18,7 @@
 
 pub mod branch;
 pub mod gid;
+pub mod settle;
 
 pub mod operations;
 pub mod sql;
