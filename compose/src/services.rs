@@ -83,7 +83,8 @@ async fn run_participant(
         };
         anyhow::anyhow!("{place}: {error}{}", remedy(&error))
     })?;
-    suture_participants::service::run(&kafka, &participant.name, Arc::new(resource), shutdown).await?;
+    let ParticipantConfig { name, upkeep, .. } = participant;
+    suture_participants::service::run(&kafka, &name, Arc::new(resource), upkeep, shutdown).await?;
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 //! name = "insurer"
 //! mode = "xa"                          # xa: PostgreSQL; reserve: SQLite
 //! schema_file = "../../schema/insurer.postgres.sql"   # beside this file; applied only when asked for
+//! inquire_after_ms = 60000             # a branch in doubt for longer asks for its decision
 //!
 //! [database]
 //! kind = "postgres"
@@ -55,6 +56,8 @@ pub struct ParticipantConfig {
     pub mode: Mode,
     /// Where its rows are.
     pub database: Database,
+    /// When something is due that no message calls for.
+    pub upkeep: UpkeepSettings,
     /// The script that creates its tables.
     pub schema_file: Option<PathBuf>,
     /// What may be prepared.
@@ -96,6 +99,19 @@ impl Database {
                 Err(_) => "a URL that cannot be read".to_string(),
             },
         }
+    }
+}
+
+/// When something is due that no message calls for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UpkeepSettings {
+    /// A branch that has been in doubt for longer asks for its decision, and again after each such time.
+    pub inquire_after: Duration,
+}
+
+impl Default for UpkeepSettings {
+    fn default() -> Self {
+        Self { inquire_after: Duration::from_secs(60) }
     }
 }
 
@@ -162,11 +178,14 @@ impl ParticipantConfig {
             return Err(problem(file, "operation", "at least one [operation.<name>] is needed".to_string()));
         }
         let (database, dialect) = raw.database.check(file, raw.mode)?;
+        let upkeep = UpkeepSettings::default();
+        let inquire_after = at_least_100_ms(file, "inquire_after_ms", raw.inquire_after_ms, upkeep.inquire_after)?;
         Ok(Self {
             file: file.to_path_buf(),
             name,
             mode: raw.mode,
             database,
+            upkeep: UpkeepSettings { inquire_after },
             schema_file: raw.schema_file.map(|path| beside(file, &path)),
             operations: compile_operations(&raw.operation, raw.mode, dialect).map_err(misconfigured)?,
             seeds: compile_seeds(&raw.seed, dialect).map_err(misconfigured)?,
@@ -203,6 +222,7 @@ struct RawConfig {
     name: String,
     mode: Mode,
     database: RawDatabase,
+    inquire_after_ms: Option<u64>,
     schema_file: Option<PathBuf>,
     #[serde(default)]
     operation: BTreeMap<String, OperationConfig>,
@@ -367,6 +387,15 @@ impl std::fmt::Debug for ServerSettings {
     }
 }
 
+/// A time in which something else must be able to come first.
+fn at_least_100_ms(file: &Path, key: &str, given_ms: Option<u64>, usual: Duration) -> Result<Duration, ConfigError> {
+    match given_ms {
+        None => Ok(usual),
+        Some(ms @ 100..=86_400_000) => Ok(Duration::from_millis(ms)),
+        Some(_) => Err(problem(file, key, "must be from 100 to 86400000".to_string())),
+    }
+}
+
 fn beside(file: &Path, path: &Path) -> PathBuf {
     file.parent().unwrap_or(Path::new("")).join(path)
 }
@@ -401,6 +430,7 @@ mod tests {
             (format!("name = \"P\"\nmode = \"reserve\"\n{sqlite}"), "/etc/suture/p.toml: name: "),
             (format!("name = \"p\"\nmode = \"xa\"\n{sqlite}"), "/etc/suture/p.toml: database.kind: SQLite cannot"),
             (format!("name = \"p\"\nmode = \"reserve\"\n{sqlite}\ncap = 1"), "/etc/suture/p.toml: database.cap: belongs"),
+            (format!("name = \"p\"\nmode = \"reserve\"\ninquire_after_ms = 0\n{sqlite}"), "/etc/suture/p.toml: inquire_after_ms: must be"),
             (format!("name = \"p\"\nmode = \"reserve\"\ntypo = 1\n{sqlite}"), "/etc/suture/p.toml: line 3: unknown field"),
             ("name = \"p\"\nmode = \"reserve\"\n[database]\nkind = \"sqlite\"".to_string(), "/etc/suture/p.toml: database.path: is missing"),
             ("name = \"p\"\nmode = \"xa\"\n[database]\nkind = \"postgres\"".to_string(), "/etc/suture/p.toml: database.url: give one of"),

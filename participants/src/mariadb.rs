@@ -41,6 +41,7 @@ use serde_json::value::RawValue;
 use suture_contract::ids::{Shard, Txid};
 use suture_contract::messages::{Decision, Prepare};
 use suture_participants_core::branch::{KeyRow, Refusal, State};
+use suture_participants_core::doubts::{InDoubt, SeenHash};
 use suture_participants_core::gid::Gid;
 use suture_participants_core::operations::{self, Mode, Operation, Rows, Values, statement_failed};
 use suture_participants_core::settle::Unsettled;
@@ -54,8 +55,7 @@ use crate::pool::Dial;
 use crate::reserve::{self, Session, Work};
 use crate::resolve::resolve;
 use crate::resource::{
-    Decided, Entry, Fault, InDoubt, Noted, OpenError, Opening, Position, Prepared, Resolution, SeedError, Unavailable,
-    Which,
+    Decided, Entry, Fault, Noted, OpenError, Opening, Position, Prepared, Resolution, SeedError, Unavailable, Which,
 };
 use crate::server::{Opened, Server};
 use crate::trouble::{Blame, Landed, Trouble, busy, within};
@@ -506,19 +506,21 @@ impl Server for MariadbResource {
         let mut clerk = self.clerks.lease().await?;
         let listed = self.list(&mut clerk).await.map_err(|trouble| trouble.unavailable("reading the list"))?;
         clerk.give_back();
-        Ok(listed.into_iter().map(|gid| InDoubt { txid: gid.txid, age: None }).collect())
+        let in_doubt = |gid: Gid| InDoubt { txid: gid.txid, age: None, hash: SeenHash::Short(gid.short_hash) };
+        Ok(listed.into_iter().map(in_doubt).collect())
     }
 
     async fn rows_in_doubt(&self) -> Result<Vec<InDoubt>, Unavailable> {
         let doing = "reading the ledger";
-        let sql = "select txid, timestampdiff(second, changed_at, current_timestamp(6)) from suture_ledger
+        let sql = "select txid, timestampdiff(second, changed_at, current_timestamp(6)), hash from suture_ledger
                    where state = 'in_doubt'";
         let mut clerk = self.clerks.lease().await?;
         let rows = query(&mut clerk, sql).await.map_err(|trouble| trouble.unavailable(doing))?;
         clerk.give_back();
         let read = |row: &Row| {
             let age = column::<i64>(row, 1).and_then(|seconds| u64::try_from(seconds).ok()).map(Duration::from_secs);
-            Some(InDoubt { txid: column::<String>(row, 0)?.parse().ok()?, age })
+            let hash = SeenHash::Whole(column::<String>(row, 2)?.parse().ok()?);
+            Some(InDoubt { txid: column::<String>(row, 0)?.parse().ok()?, age, hash })
         };
         rows.iter().map(|row| read(row).ok_or_else(|| unreadable(doing))).collect()
     }

@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 use suture_contract::ids::Txid;
 use suture_contract::messages::{Decision, Prepare};
 use suture_participants_core::branch::State;
+use suture_participants_core::doubts::InDoubt;
 use suture_participants_core::settle::Unsettled;
 use tokio::time::sleep;
 
@@ -15,7 +16,7 @@ use crate::config::{Database, ParticipantConfig};
 use crate::mariadb::MariadbResource;
 use crate::postgres::PostgresResource;
 use crate::resource::{
-    Batching, Decided, Entry, InDoubt, Noted, OpenError, Opening, Position, Prepared, Resolution, Resource, SeedError,
+    Batching, Decided, Entry, Noted, OpenError, Opening, Position, Prepared, Resolution, Resource, SeedError,
     Unavailable, Which,
 };
 use crate::sqlite::SqliteResource;

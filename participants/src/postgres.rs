@@ -28,6 +28,7 @@ use serde_json::value::RawValue;
 use suture_contract::ids::{Shard, Txid};
 use suture_contract::messages::{Decision, Prepare};
 use suture_participants_core::branch::{KeyRow, Refusal, State};
+use suture_participants_core::doubts::{InDoubt, SeenHash};
 use suture_participants_core::gid::{Gid, Owner};
 use suture_participants_core::operations::{self, Mode, Operation, Rows, Values, statement_failed};
 use suture_participants_core::settle::Unsettled;
@@ -45,8 +46,7 @@ use crate::pool::Dial;
 use crate::reserve::{self, Session, Work};
 use crate::resolve::resolve;
 use crate::resource::{
-    Decided, Entry, Fault, InDoubt, Noted, OpenError, Opening, Position, Prepared, Resolution, SeedError, Unavailable,
-    Which,
+    Decided, Entry, Fault, Noted, OpenError, Opening, Position, Prepared, Resolution, SeedError, Unavailable, Which,
 };
 use crate::server::{Opened, Server};
 use crate::trouble::{Blame, Landed, Trouble, busy};
@@ -475,7 +475,8 @@ impl Server for PostgresResource {
         let read = |row: &tokio_postgres::Row| {
             let gid: Gid = row.get::<_, &str>(0).parse().ok()?;
             let age = Duration::try_from_secs_f64(row.get(1)).ok();
-            (gid.owner == self.opened.owner).then_some(InDoubt { txid: gid.txid, age })
+            let hash = SeenHash::Short(gid.short_hash);
+            (gid.owner == self.opened.owner).then_some(InDoubt { txid: gid.txid, age, hash })
         };
         Ok(rows.iter().filter_map(read).collect())
     }
@@ -483,16 +484,16 @@ impl Server for PostgresResource {
     async fn rows_in_doubt(&self) -> Result<Vec<InDoubt>, Unavailable> {
         let doing = "reading the ledger";
         let clerk = self.clerks.lease().await?;
-        let sql =
-            "select txid, extract(epoch from now() - changed_at)::float8 from suture_ledger where state = 'in_doubt'";
+        let sql = "select txid, extract(epoch from now() - changed_at)::float8, hash from suture_ledger
+                   where state = 'in_doubt'";
         let rows = clerk.client.query(sql, &[]).await.map_err(|error| unavailable(doing, &error))?;
         clerk.give_back();
         let read = |row: &tokio_postgres::Row| {
             let age = Duration::try_from_secs_f64(row.get(1)).ok();
-            row.get::<_, &str>(0).parse().map(|txid| InDoubt { txid, age })
+            let hash = SeenHash::Whole(row.get::<_, &str>(2).parse().ok()?);
+            Some(InDoubt { txid: row.get::<_, &str>(0).parse().ok()?, age, hash })
         };
-        let unreadable = |_| Unavailable::new(doing, "a txid cannot be read");
-        rows.iter().map(|row| read(row).map_err(unreadable)).collect()
+        rows.iter().map(|row| read(row).ok_or_else(|| Unavailable::new(doing, "a row cannot be read"))).collect()
     }
 
     async fn read_positions(&self, topic: String) -> Result<Vec<Position>, Unavailable> {

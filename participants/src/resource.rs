@@ -17,12 +17,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde_json::value::RawValue;
 use suture_contract::ids::{BusinessKey, LogLetters, Shard, Txid};
 use suture_contract::messages::{Decision, Prepare};
 use suture_participants_core::branch::{Answer, State, Violation};
+use suture_participants_core::doubts::InDoubt;
 use suture_participants_core::gid::Owner;
 use suture_participants_core::operations::{Mode, Operation, Seed};
 use suture_participants_core::settle::{Unsettled, Word};
@@ -149,15 +149,6 @@ pub struct Unavailable {
     pub doing: &'static str,
     /// SQLSTATE or SQLite's number; never text.
     pub code: String,
-}
-
-/// A branch that waits for its decision.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InDoubt {
-    /// Which.
-    pub txid: Txid,
-    /// Since when, by the database's clock.
-    pub age: Option<Duration>,
 }
 
 /// How far a log was worked off.

@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 use suture_contract::ids::Txid;
 use suture_contract::messages::{Decision, Prepare};
 use suture_participants_core::branch::State;
+use suture_participants_core::doubts::InDoubt;
 use suture_participants_core::gid::Owner;
 use suture_participants_core::operations::{Mode, Operation, Seed};
 use suture_participants_core::settle::Unsettled;
@@ -14,7 +15,7 @@ use suture_participants_core::settle::Unsettled;
 use crate::config::ServerSettings;
 use crate::ledger::{StoredRow, states_of};
 use crate::resource::{
-    Batching, Decided, Entry, InDoubt, Noted, Position, Prepared, Resolution, Resource, SeedError, Unavailable, Which,
+    Batching, Decided, Entry, Noted, Position, Prepared, Resolution, Resource, SeedError, Unavailable, Which,
 };
 use crate::trouble::within;
 use crate::xa::{self, Branches};

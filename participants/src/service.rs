@@ -20,14 +20,15 @@
 //!   goes to another instance is simply let go, in whatever state.
 //! - **What must not happen stops the shard** (a fault of the ledger, an unreadable decision, a newer version): one error,
 //!   nothing is acknowledged past it, the other shards go on. It stays stopped until the process starts anew.
+//! - Who is in doubt for too long asks for its decision, and never ends a branch by itself (`upkeep`).
 //! - A database that does not answer is asked again for as long as it takes. Nothing is voted meanwhile.
 //!
 //! One task owns all state. It selects one event, changes the state, and starts what follows as a job; a job only asks
 //! the database, and its end is an event again.
 //!
-//! Left out: parking (ordered keys), inquiry, sweep, restore.
+//! Left out: sweep, restore.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +37,7 @@ use suture_contract::ids::{BusinessKey, Participant, Shard, Txid};
 use suture_contract::messages::{Ballot, Decision, Prepare, Vote, Voter};
 use suture_contract::topic_map::participant_group;
 use suture_participants_core::branch::Answer;
+use suture_participants_core::doubts::Ask;
 use suture_participants_core::lines::Lines;
 use suture_participants_core::progress::Progress;
 use suture_topics::failure::KafkaFailure;
@@ -49,10 +51,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use crate::config::UpkeepSettings;
 use crate::envelope::{Read, read_decision, read_prepare};
 use crate::jobs::{Job, decide, prepare, until_answered};
 use crate::resource::{Batching, Decided, Effect, Position, Prepared, Resource};
+use crate::seek::Seeker;
 use crate::take::{Letters, Names, Taken, blocking, lag, look_at_topics, look_up, refuse_foreign};
+use crate::upkeep::{Found, Upkeep};
 
 /// Most decisions in one job; more only wait for each other.
 const DECISION_BATCH: usize = 512;
@@ -116,6 +121,7 @@ pub async fn run<R: Resource>(
     kafka: &KafkaSettings,
     participant: &Participant,
     resource: Arc<R>,
+    upkeep: UpkeepSettings,
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), ServiceError> {
     let names = Names::new(kafka, participant);
@@ -143,8 +149,16 @@ pub async fn run<R: Resource>(
     let membership = Membership::start(kafka, &group, &subscription, member_sender)?;
     tracing::info!(%participant, group, ledger = resource.ledger_id(), "participant started");
 
+    let seeker = Seeker {
+        kafka: kafka.clone(),
+        group,
+        probe: Arc::clone(&probe),
+        topic: names.prepares.clone(),
+        requests: letters.requests,
+    };
     let mut service = Service {
         participant: participant.clone(),
+        upkeep: Upkeep::new(participant.clone(), &upkeep, seeker),
         names,
         letters,
         resource,
@@ -201,6 +215,7 @@ struct Inbox {
 
 struct Service<R> {
     participant: Participant,
+    upkeep: Upkeep,
     names: Names,
     letters: Letters,
     resource: Arc<R>,
@@ -249,8 +264,8 @@ struct Service<R> {
 
 struct PendingVote {
     shard: Shard,
-    /// Of the prepare that it answers.
-    offset: u64,
+    /// Of the prepare that it answers; `None`: an inquiry.
+    offset: Option<u64>,
     txid: Txid,
     value: Vec<u8>,
     traceparent: Option<String>,
@@ -316,10 +331,12 @@ impl<R: Resource> Service<R> {
                 }
                 Some(_) = self.summary_job.join_next() => {}
                 Some(found) = self.line_job.join_next() => self.on_lines(found.map_err(|_| ServiceError::Job)?),
+                Some(found) = self.upkeep.next() => self.on_upkeep(found.map_err(|_| ServiceError::Job)?),
                 _ = store.tick() => {
                     self.is_full = false;
                     self.send_unsent();
                     self.store_positions();
+                    self.upkeep.tick(&self.resource);
                 }
                 _ = lines.tick() => self.look_at_lines(),
                 _ = summary.tick() => self.summarise(),
@@ -493,6 +510,7 @@ impl<R: Resource> Service<R> {
         self.deciding.clear();
         for (job, _) in decided.iter().filter(|(_, decided)| decided.is_ok()) {
             self.lines.leaves(&job.message.txid);
+            self.upkeep.ends(&job.message.txid);
         }
         self.release_prepares();
         for (job, decided) in decided {
@@ -639,8 +657,9 @@ impl<R: Resource> Service<R> {
         for (job, prepared) in prepared {
             match prepared {
                 Prepared::Answer(answer) => {
-                    if answer != Answer::Yes {
-                        self.lines.leaves(&job.message.txid);
+                    match answer {
+                        Answer::Yes => self.upkeep.said_yes(job.message.txid, job.message.hash),
+                        Answer::No(_) => self.lines.leaves(&job.message.txid),
                     }
                     self.vote(job, answer);
                 }
@@ -659,26 +678,43 @@ impl<R: Resource> Service<R> {
             Answer::Yes => (Ballot::Yes, None),
             Answer::No(refusal) => (Ballot::No, Some(refusal)),
         };
-        let txid = job.message.txid;
+        let Job { shard, offset, message, traceparent } = job;
         let vote = Vote {
-            txid,
+            txid: message.txid,
             participant: self.participant.clone(),
             vote,
-            hash: job.message.hash,
+            hash: message.hash,
             by: Voter::Participant,
             duplicate_of: refusal.as_ref().and_then(|refusal| refusal.duplicate_of),
             code: refusal.map(|refusal| refusal.code),
             inquiry: false,
         };
-        tracing::debug!(participant = %self.participant, %txid, vote = ?vote.vote, code = ?vote.code, "voting");
-        self.last_vote += 1;
-        let pending = PendingVote {
-            shard: job.shard,
-            offset: job.offset,
+        self.send(
+            &vote,
+            PendingVote { shard, offset: Some(offset), txid: vote.txid, value: encode(&vote), traceparent },
+        );
+    }
+
+    /// Says a yes again that has no decision: whoever has it appends it once more.
+    fn ask(&mut self, Ask { txid, hash, .. }: Ask) {
+        let vote = Vote {
             txid,
-            value: encode(&vote),
-            traceparent: job.traceparent,
+            participant: self.participant.clone(),
+            vote: Ballot::Yes,
+            hash,
+            by: Voter::Participant,
+            duplicate_of: None,
+            code: None,
+            inquiry: true,
         };
+        let value = encode(&vote);
+        self.send(&vote, PendingVote { shard: txid.shard, offset: None, txid, value, traceparent: None });
+    }
+
+    fn send(&mut self, vote: &Vote, pending: PendingVote) {
+        let Vote { txid, vote, code, inquiry, .. } = vote;
+        tracing::debug!(participant = %self.participant, %txid, ?vote, ?code, inquiry, "voting");
+        self.last_vote += 1;
         self.votes.insert(self.last_vote, pending);
         self.unsent.push_back(self.last_vote);
         self.send_unsent();
@@ -703,11 +739,16 @@ impl<R: Resource> Service<R> {
         match result {
             Ok(_) => {
                 if let Some(vote) = self.votes.remove(&token)
-                    && let Some(state) = self.shards.get_mut(&vote.shard)
+                    && let (Some(offset), Some(state)) = (vote.offset, self.shards.get_mut(&vote.shard))
                 {
-                    state.prepares.progress.done(vote.offset);
+                    state.prepares.progress.done(offset);
                 }
                 self.send_unsent();
+                Ok(())
+            }
+            // It is asked again by itself.
+            Err(Failure::Again(_)) if self.votes.get(&token).is_some_and(|vote| vote.offset.is_none()) => {
+                self.votes.remove(&token);
                 Ok(())
             }
             // Due again, with the next tick: the same vote.
@@ -719,6 +760,16 @@ impl<R: Resource> Service<R> {
             Err(failure @ (Failure::Refused(_) | Failure::Denied(_) | Failure::Fatal(_))) => {
                 Err(ServiceError::Votes { topic: self.names.votes.clone(), failure })
             }
+        }
+    }
+
+    // ---- upkeep ------------------------------------------------------------------------------------------------------
+
+    fn on_upkeep(&mut self, found: Found) {
+        let live: BTreeSet<Shard> =
+            self.shards.iter().filter(|(_, state)| state.phase == Phase::Live).map(|(shard, _)| *shard).collect();
+        for ask in self.upkeep.on_found(found, &live) {
+            self.ask(ask);
         }
     }
 
@@ -856,6 +907,7 @@ impl<R: Resource> Service<R> {
             self.shards.iter().map(|(shard, state)| (*shard, track(state).progress.position())).collect()
         };
         let (prepared, decided) = (done(|state| &state.prepares), done(|state| &state.decisions));
+        let known_oldest = self.upkeep.oldest();
         self.summary_job.spawn(async move {
             let lags = blocking(move || {
                 let unapplied = lag(&probe, &names.decisions, &decided)?;
@@ -863,7 +915,7 @@ impl<R: Resource> Service<R> {
             });
             let (unapplied, lag) = lags.await.ok().flatten().unzip();
             let in_doubt = resource.in_doubt().await.ok();
-            let oldest = in_doubt.iter().flatten().filter_map(|waiting| waiting.age).max().unwrap_or_default();
+            let oldest = in_doubt.iter().flatten().filter_map(|waiting| waiting.age).fold(known_oldest, Duration::max);
             let in_doubt = in_doubt.map(|waiting| waiting.len());
             let oldest_s = oldest.as_secs();
             tracing::info!(%participant, shards, stopped, open, in_doubt, oldest_s, unapplied, lag, "summary");

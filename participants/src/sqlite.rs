@@ -24,6 +24,7 @@ use serde_json::value::RawValue;
 use suture_contract::ids::{Shard, Txid};
 use suture_contract::messages::{Decision, Prepare};
 use suture_participants_core::branch::State;
+use suture_participants_core::doubts::{InDoubt, SeenHash};
 use suture_participants_core::operations::{self, Operation, Rows, Seed, Values};
 use suture_participants_core::settle::Unsettled;
 use suture_participants_core::values::Value;
@@ -35,7 +36,7 @@ use crate::ledger::{LEDGER_ID, StoredKeyRow, StoredRow, all_steps, bind_seed, ch
 use crate::reserve::{self, Session, Work};
 use crate::resolve::resolve;
 use crate::resource::{
-    Batching, Decided, Entry, InDoubt, Noted, OpenError, Opening, Position, Prepared, Resolution, Resource, SeedError,
+    Batching, Decided, Entry, Noted, OpenError, Opening, Position, Prepared, Resolution, Resource, SeedError,
     Unavailable, Which,
 };
 use crate::trouble::{Blame, Landed, Trouble};
@@ -264,14 +265,15 @@ impl Ledger {
     // ---- what the service asks besides -------------------------------------------------------------------------------
 
     fn in_doubt(&self) -> Result<Vec<InDoubt>, Unavailable> {
-        let sql = "select txid, unixepoch() - changed_at from suture_ledger where state = 'in_doubt'";
-        let rows = self.query(sql, &[], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)));
-        let read = |(txid, seconds): (String, i64)| {
+        let sql = "select txid, unixepoch() - changed_at, hash from suture_ledger where state = 'in_doubt'";
+        let rows =
+            self.query(sql, &[], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?, row.get::<_, String>(2)?)));
+        let read = |(txid, seconds, hash): (String, i64, String)| {
             let age = u64::try_from(seconds).ok().map(Duration::from_secs);
-            txid.parse().ok().map(|txid| InDoubt { txid, age })
+            Some(InDoubt { txid: txid.parse().ok()?, age, hash: SeenHash::Whole(hash.parse().ok()?) })
         };
         let rows = rows.map_err(|error| unavailable("reading the ledger", &error))?;
-        rows.into_iter().map(|row| read(row).ok_or_else(|| broken("txid"))).collect()
+        rows.into_iter().map(|row| read(row).ok_or_else(|| broken("row"))).collect()
     }
 
     fn load_positions(&self, topic: &str) -> Result<Vec<Position>, Unavailable> {

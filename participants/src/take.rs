@@ -15,13 +15,14 @@ use std::time::Duration;
 
 use suture_contract::ids::{LogLetters, Participant, Shard, Txid};
 use suture_contract::topic_map::Topic;
+use suture_participants_core::doubts::InDoubt;
 use suture_topics::failure::KafkaFailure;
 use suture_topics::probe::{Probe, refuse_unfit};
 use suture_topics::settings::KafkaSettings;
 use tokio::time::sleep;
 
 use crate::jobs::until_answered;
-use crate::resource::{InDoubt, Position, Resource};
+use crate::resource::{Position, Resource};
 use crate::service::ServiceError;
 
 /// How often an end of a log that lies before our position is looked at again before it is believed, and the pause between.

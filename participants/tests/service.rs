@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use suture_contract::codec::{Message, decode, encode};
 use suture_contract::ids::{Attempt, Participant, Txid};
 use suture_contract::messages::{Ballot, Decision, Prepare, Verdict, Vote};
-use suture_participants::config::{Database, ParticipantConfig};
+use suture_participants::config::{Database, ParticipantConfig, UpkeepSettings};
 use suture_participants::opened::OpenedResource;
 use suture_participants::resource::Resource;
 use suture_participants::service::{self, ServiceError};
@@ -96,12 +96,16 @@ impl World {
     }
 
     async fn start(&self) -> Running {
+        self.start_with(UpkeepSettings::default()).await
+    }
+
+    async fn start_with(&self, upkeep: UpkeepSettings) -> Running {
         let resource = Arc::new(self.resource().await);
         let ledger = resource.ledger_id().to_string();
         let (stop, stopped) = watch::channel(false);
         let kafka = self.kafka.clone();
         let participant: Participant = "bank".parse().unwrap();
-        let service = tokio::spawn(async move { service::run(&kafka, &participant, resource, stopped).await });
+        let service = tokio::spawn(async move { service::run(&kafka, &participant, resource, upkeep, stopped).await });
         Running { stop, service, ledger }
     }
 
@@ -166,6 +170,17 @@ impl World {
         let (vote, _) = self.vote().await;
         assert_eq!((vote.txid, vote.hash), (prepare.txid, prepare.hash));
         (vote.vote, vote.code.map(|code| code.to_string()))
+    }
+
+    /// Waits for a vote that this branch says again.
+    async fn inquiry(&mut self, prepare: &Prepare) {
+        loop {
+            let (vote, _) = self.vote().await;
+            if vote.inquiry && vote.txid == prepare.txid {
+                assert_eq!((vote.vote, vote.hash), (Ballot::Yes, prepare.hash));
+                return;
+            }
+        }
     }
 
     /// Waits until the group's offset on a topic's partition is this.
@@ -474,6 +489,32 @@ async fn two_instances_share_the_shards() {
     second.stop().await;
 }
 
+/// R11: it asks, and asks again, and never ends its branch by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_in_doubt_for_too_long_asks_until_it_is_told() {
+    let mut world = World::new();
+    let soon = UpkeepSettings { inquire_after: Duration::from_millis(200) };
+    let running = world.start_with(soon).await;
+    for branch in [&world.prepare(0, 0, "a"), &world.prepare(1, 0, "b")] {
+        world.ask(branch);
+        world.inquiry(branch).await;
+        world.inquiry(branch).await;
+        world.decide(branch, Verdict::Commit);
+        world.until_acknowledged(DECISIONS, branch.txid.shard.partition(), 1).await;
+    }
+    let never = world.prepare(2, 0, "c");
+    world.ask(&never);
+    world.until_acknowledged(PREPARES, 2, 1).await;
+    running.kill().await;
+
+    // Another process asks for it too.
+    let running = world.start_with(soon).await;
+    world.inquiry(&never).await;
+    world.inquiry(&never).await;
+    assert_eq!(world.number("select count(*) from suture_ledger where state = 'in_doubt'"), 1);
+    running.stop().await;
+}
+
 /// The embedded broker forgets everything at its end; what was in doubt then can never be decided.
 #[tokio::test(flavor = "multi_thread")]
 async fn branches_in_doubt_of_another_log_are_refused() {
@@ -499,7 +540,10 @@ async fn topics_that_are_not_as_configured_are_named() {
     let refused = async |kafka: KafkaSettings| {
         let (_stop, stopped) = watch::channel(false);
         let participant = "bank".parse().unwrap();
-        service::run(&kafka, &participant, Arc::clone(&resource), stopped).await.unwrap_err().to_string()
+        service::run(&kafka, &participant, Arc::clone(&resource), UpkeepSettings::default(), stopped)
+            .await
+            .unwrap_err()
+            .to_string()
     };
     let missing = KafkaSettings { prefix: "other".parse().unwrap(), ..world.kafka.clone() };
     assert_eq!(

@@ -17,6 +17,7 @@ use nix::unistd::Pid;
 use suture_contract::ids::{Deployment, LogLetters, Participant};
 use suture_coordinator::ingest::IngestCounts;
 use suture_coordinator::service::CoordinatorSettings;
+use suture_participants::config::UpkeepSettings;
 use suture_topics::settings::KafkaSettings;
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
@@ -234,7 +235,8 @@ async fn serve(role: Role, kafka: KafkaSettings, folder: PathBuf, stop: watch::R
         Role::Participant(participant) => {
             let identity = world::keys(&folder)?.identity;
             let resource = world::open_participant(&folder, &kafka.prefix, &identity, participant.as_str()).await?;
-            suture_participants::service::run(&kafka, &participant, Arc::new(resource), stop).await?;
+            let upkeep = UpkeepSettings::default();
+            suture_participants::service::run(&kafka, &participant, Arc::new(resource), upkeep, stop).await?;
         }
     }
     Ok(())

@@ -9,12 +9,13 @@
 //! - [`sql`]: from `:name` to the placeholders of a database;
 //! - [`values`]: from a payload's JSON to typed values;
 //! - [`progress`]: positions, which move only past what is done;
-//! - [`lines`]: ordered keys, and who waits for whom.
+//! - [`lines`]: ordered keys, and who waits for whom;
+//! - [`doubts`]: who asks for a decision that does not come.
 //!
 //! Architecture invariant: nothing here reads a clock, a file or a socket. SQL passes through as text; who runs it, and
 //! what the ledger's tables look like, is the business of `suture-participants`.
 //!
-//! Left out: inquiry, sweep, restore and purge.
+//! Left out: sweep, restore and purge.
 
 pub mod branch;
 pub mod gid;
@@ -24,5 +25,6 @@ pub mod operations;
 pub mod sql;
 pub mod values;
 
+pub mod doubts;
 pub mod lines;
 pub mod progress;
