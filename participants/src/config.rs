@@ -5,6 +5,7 @@
 //! mode = "xa"                          # xa: PostgreSQL; reserve: SQLite
 //! schema_file = "../../schema/insurer.postgres.sql"   # beside this file; applied only when asked for
 //! inquire_after_ms = 60000             # a branch in doubt for longer asks for its decision
+//! sweep_after_ms = 30000               # xa: a branch that is over and still prepared after so long is rolled back
 //!
 //! [database]
 //! kind = "postgres"
@@ -107,11 +108,13 @@ impl Database {
 pub struct UpkeepSettings {
     /// A branch that has been in doubt for longer asks for its decision, and again after each such time.
     pub inquire_after: Duration,
+    /// A prepared branch that is over by its ledger row, and is found so for longer, is rolled back.
+    pub sweep_after: Duration,
 }
 
 impl Default for UpkeepSettings {
     fn default() -> Self {
-        Self { inquire_after: Duration::from_secs(60) }
+        Self { inquire_after: Duration::from_secs(60), sweep_after: Duration::from_secs(30) }
     }
 }
 
@@ -178,14 +181,17 @@ impl ParticipantConfig {
             return Err(problem(file, "operation", "at least one [operation.<name>] is needed".to_string()));
         }
         let (database, dialect) = raw.database.check(file, raw.mode)?;
-        let upkeep = UpkeepSettings::default();
-        let inquire_after = at_least_100_ms(file, "inquire_after_ms", raw.inquire_after_ms, upkeep.inquire_after)?;
+        let usual = UpkeepSettings::default();
+        let upkeep = UpkeepSettings {
+            inquire_after: at_least_100_ms(file, "inquire_after_ms", raw.inquire_after_ms, usual.inquire_after)?,
+            sweep_after: at_least_100_ms(file, "sweep_after_ms", raw.sweep_after_ms, usual.sweep_after)?,
+        };
         Ok(Self {
             file: file.to_path_buf(),
             name,
             mode: raw.mode,
             database,
-            upkeep: UpkeepSettings { inquire_after },
+            upkeep,
             schema_file: raw.schema_file.map(|path| beside(file, &path)),
             operations: compile_operations(&raw.operation, raw.mode, dialect).map_err(misconfigured)?,
             seeds: compile_seeds(&raw.seed, dialect).map_err(misconfigured)?,
@@ -223,6 +229,7 @@ struct RawConfig {
     mode: Mode,
     database: RawDatabase,
     inquire_after_ms: Option<u64>,
+    sweep_after_ms: Option<u64>,
     schema_file: Option<PathBuf>,
     #[serde(default)]
     operation: BTreeMap<String, OperationConfig>,

@@ -4,7 +4,7 @@
 //!
 //! - [`service`]: the loop between Kafka and a database;
 //! - `take`: from where a shard is read, and `jobs`: work for the database;
-//! - `upkeep`: what is done now and then, with `seek`, which looks for prepares in their log;
+//! - `upkeep`: what is done now and then, with `seek`, which looks into the logs for it;
 //! - [`envelope`]: what is trusted about a record before anything acts on it;
 //! - [`config`]: a participant's TOML file;
 //! - [`resource`]: what a database must be able to do, and what the loop may rely on;
@@ -18,7 +18,7 @@
 //!
 //! Architecture invariant: a branch's effect is durable before its vote, or the offset that acknowledges it, leaves.
 //!
-//! Left out: sweep, purge and restore.
+//! Left out: purge and restore.
 
 pub mod service;
 

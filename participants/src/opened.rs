@@ -123,6 +123,22 @@ impl Resource for OpenedResource {
         }
     }
 
+    async fn leftovers(&self) -> Result<Vec<Txid>, Unavailable> {
+        match self {
+            Self::Sqlite(resource) => resource.leftovers().await,
+            Self::Postgres(resource) => resource.leftovers().await,
+            Self::Mariadb(resource) => resource.leftovers().await,
+        }
+    }
+
+    async fn sweep(&self, txids: Vec<Txid>) -> Result<usize, Unavailable> {
+        match self {
+            Self::Sqlite(resource) => resource.sweep(txids).await,
+            Self::Postgres(resource) => resource.sweep(txids).await,
+            Self::Mariadb(resource) => resource.sweep(txids).await,
+        }
+    }
+
     async fn load_positions(&self, topic: String) -> Result<Vec<Position>, Unavailable> {
         match self {
             Self::Sqlite(resource) => resource.load_positions(topic).await,

@@ -48,6 +48,18 @@ pub trait Resource: Send + Sync + 'static {
     /// What said yes here and has no decision yet.
     fn in_doubt(&self) -> impl Future<Output = Result<Vec<InDoubt>, Unavailable>> + Send;
 
+    /// Prepared branches of ours whose ledger row says that they are over: aborted or refused. The list is looked at first.
+    /// Where nothing is prepared there are none.
+    fn leftovers(&self) -> impl Future<Output = Result<Vec<Txid>, Unavailable>> + Send {
+        async { Ok(Vec::new()) }
+    }
+
+    /// Rolls those of them back that are so still. Answers how many.
+    fn sweep(&self, txids: Vec<Txid>) -> impl Future<Output = Result<usize, Unavailable>> + Send {
+        let _ = txids;
+        async { Ok(0) }
+    }
+
     /// All positions that were ever stored for a topic.
     fn load_positions(&self, topic: String) -> impl Future<Output = Result<Vec<Position>, Unavailable>> + Send;
 

@@ -131,6 +131,17 @@ impl<S: Server> Resource for S {
         }
     }
 
+    async fn leftovers(&self) -> Result<Vec<Txid>, Unavailable> {
+        match self.opened().mode {
+            Mode::Xa => within(self.opened().settings.patience(), "reading the list", xa::leftovers(self)).await,
+            Mode::Reserve => Ok(Vec::new()),
+        }
+    }
+
+    async fn sweep(&self, txids: Vec<Txid>) -> Result<usize, Unavailable> {
+        within(self.opened().settings.patience(), "sweeping", xa::sweep(self, &txids)).await
+    }
+
     async fn load_positions(&self, topic: String) -> Result<Vec<Position>, Unavailable> {
         within(self.opened().settings.patience(), "reading positions", self.read_positions(topic)).await
     }

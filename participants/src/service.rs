@@ -26,9 +26,9 @@
 //! One task owns all state. It selects one event, changes the state, and starts what follows as a job; a job only asks
 //! the database, and its end is an event again.
 //!
-//! Left out: sweep, restore.
+//! Left out: restore.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -153,7 +153,7 @@ pub async fn run<R: Resource>(
         kafka: kafka.clone(),
         group,
         probe: Arc::clone(&probe),
-        topic: names.prepares.clone(),
+        names: names.clone(),
         requests: letters.requests,
     };
     let mut service = Service {
@@ -766,9 +766,9 @@ impl<R: Resource> Service<R> {
     // ---- upkeep ------------------------------------------------------------------------------------------------------
 
     fn on_upkeep(&mut self, found: Found) {
-        let live: BTreeSet<Shard> =
-            self.shards.iter().filter(|(_, state)| state.phase == Phase::Live).map(|(shard, _)| *shard).collect();
-        for ask in self.upkeep.on_found(found, &live) {
+        let live = self.shards.iter().filter(|(_, state)| state.phase == Phase::Live);
+        let live = live.map(|(shard, state)| (*shard, state.decisions.progress.position())).collect();
+        for ask in self.upkeep.on_found(found, &self.resource, &live) {
             self.ask(ask);
         }
     }

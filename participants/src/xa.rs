@@ -12,6 +12,8 @@
 //! - **Neither tag nor OK is believed.** What counts is what is seen afterwards.
 //! - While a branch is in doubt, its txid and its business key block a second insert. That is waited for briefly and is a
 //!   retryable no then. A row for an abort waits likewise until the branch is in the list, where it can be rolled back.
+//! - A branch in the list whose row says `aborted` or `refused` is over: MariaDB's rollback is undone by a crash, the row is
+//!   not. A sweep rolls it back again.
 //! - A commit for what is neither in the list nor in the ledger is looked for over some seconds, with a trial insert
 //!   that waits for whoever holds the row. After that it is lost.
 
@@ -326,6 +328,37 @@ pub(crate) async fn abort<B: Branches>(branches: &B, batch: &[Arc<Decision>]) ->
     }
     Ok(all(settled))
 }
+
+// ---- sweep -----------------------------------------------------------------------------------------------------------
+
+/// Our branches in the list that are over.
+pub(crate) async fn leftovers<B: Branches>(branches: &B) -> Result<Vec<Txid>, Unavailable> {
+    let listed: Vec<Txid> = branches.look_at_all(&[]).await?.gids.into_keys().collect();
+    Ok(over(branches, &listed).await?.into_iter().map(|gid| gid.txid).collect())
+}
+
+/// Rolls those of these back that are over.
+pub(crate) async fn sweep<B: Branches>(branches: &B, txids: &[Txid]) -> Result<usize, Unavailable> {
+    let gids = over(branches, txids).await?;
+    finish(branches, How::RollBack, &gids).await?;
+    Ok(gids.len())
+}
+
+/// What is in the list first, and then in the ledger as over, and about the same.
+async fn over<B: Branches>(branches: &B, txids: &[Txid]) -> Result<Vec<Gid>, Unavailable> {
+    if txids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let Known { mut gids, rows, .. } = branches.look_at_all(txids).await?;
+    let is_over = |row: StoredRow, gid: &Gid| match row.read() {
+        Ok(row) => matches!(row.state, State::Aborted | State::Refused) && gid.has_hash(&row.hash),
+        Err(_) => false,
+    };
+    let found = rows.into_iter().filter_map(|(txid, row)| gids.remove(&txid).filter(|gid| is_over(row, gid)));
+    Ok(found.collect())
+}
+
+// ---- what both need ---------------------------------------------------------------------------------------------------
 
 /// Over all connections for decisions.
 async fn finish<B: Branches>(branches: &B, how: How, gids: &[Gid]) -> Result<(), Unavailable> {

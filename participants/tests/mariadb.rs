@@ -411,6 +411,46 @@ async fn foreign_branches_stay_untouched() {
     db.drop_database().await;
 }
 
+/// M4, P58: after a crash a branch that was aborted is prepared again, beside its row. That, and nothing else, is swept.
+#[tokio::test]
+async fn a_branch_that_comes_back_is_swept() {
+    let db = Db::new(XA).await;
+    let bank = db.open().await;
+    let (over, in_doubt) = (put(1, "key-1", "i1", "a", 10), put(2, "key-2", "i2", "y", 10));
+    let noted = put(3, "key-3", "i3", "z", 10);
+    assert_eq!(abort(&bank, &noted).await, Ok(Effect::NotedAbort));
+    assert_eq!(prepare_one(&bank, &over).await, yes());
+    assert_eq!(abort(&bank, &over).await, Ok(Effect::Finished));
+    assert_eq!(prepare_one(&bank, &in_doubt).await, yes());
+    let foreign = [
+        format!("'{}','other-{}/bank/{}',1400206453", over.txid, db.name.replace('_', "-"), over.hash.short()),
+        format!("'{}','{}/teller/{}',1400206453", over.txid, db.deployment(), over.hash.short()),
+        format!("'{}','{}/bank/{}',1", noted.txid, db.deployment(), noted.hash.short()),
+    ];
+    let back = format!("'{}','{}/bank/{}',1400206453", over.txid, db.deployment(), over.hash.short());
+    for (n, xid) in foreign.iter().chain([&back]).enumerate() {
+        let mut other = connect(&db.url).await;
+        let script = format!(
+            "xa start {xid}; insert into item values ('f{n}', '-', 1, true, '-'); xa end {xid}; xa prepare {xid}"
+        );
+        execute(&mut other, &script).await;
+        other.disconnect().await.unwrap();
+    }
+    assert_eq!(bank.leftovers().await.unwrap(), [over.txid]);
+    let both = vec![over.txid, in_doubt.txid];
+    // The session that prepared it may not be gone yet: then it is found again.
+    while bank.sweep(both.clone()).await.unwrap() > 0 {}
+    assert!(bank.leftovers().await.unwrap().is_empty());
+    assert_eq!(db.number("select count(*) from item where id = 'f3'").await, 0);
+    assert_eq!(commit(&bank, &in_doubt).await, Ok(Effect::Finished));
+    assert_eq!(db.number(MONEY).await, 1100);
+    // None of these is gone.
+    for xid in &foreign {
+        execute(&mut connect(&db.url).await, &format!("xa rollback {xid}")).await;
+    }
+    db.drop_database().await;
+}
+
 #[tokio::test]
 async fn unsafe_or_foreign_databases_are_refused() {
     let db = Db::new(XA).await;

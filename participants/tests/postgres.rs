@@ -655,6 +655,52 @@ async fn foreign_branches_stay_untouched() {
     db.drop_database().await;
 }
 
+/// M4, P58: what the ledger calls over is rolled back; what is in doubt and what is foreign is not.
+#[tokio::test]
+async fn a_branch_that_is_over_is_swept() {
+    let db = Db::new().await;
+    let bank = db.open().await;
+    let (over, refused, in_doubt) =
+        (put(1, "key-1", "i1", "a", 10), put(2, "key-2", "i2", "nobody", 10), put(3, "key-3", "i3", "a", 10));
+    assert_eq!(prepare_one(&bank, &over).await, yes());
+    assert_eq!(abort(&bank, &over).await, Ok(Effect::Finished));
+    assert_eq!(code(&prepare_one(&bank, &refused).await), "NO_ACCOUNT");
+    assert_eq!(prepare_one(&bank, &in_doubt).await, yes());
+    let other_hash = put(1, "key-1", "i1", "a", 11);
+    let foreign = [
+        "somebody-elses".to_string(),
+        format!("{}/other/bank/{}", over.txid, over.hash.short()),
+        format!("{}/{}/teller/{}", over.txid, db.deployment(), over.hash.short()),
+    ];
+    let back = [db.gid(&over), db.gid(&refused)];
+    for (n, gid) in foreign.iter().chain(&back).enumerate() {
+        db.execute(&format!("begin; insert into item values ('f{n}', '-', 1, true, '-'); prepare transaction '{gid}'"))
+            .await;
+    }
+    let mut found = bank.leftovers().await.unwrap();
+    found.sort_unstable();
+    assert_eq!(found, [over.txid, refused.txid]);
+    let all = [over.txid, refused.txid, in_doubt.txid].to_vec();
+    assert_eq!(bank.sweep(all.clone()).await, Ok(2), "whatever it is asked for");
+    assert_eq!(bank.sweep(all).await, Ok(0));
+    let mut left = foreign.to_vec();
+    left.push(db.gid(&in_doubt));
+    left.sort_unstable();
+    let mut listed = db.gids().await;
+    listed.sort_unstable();
+    assert_eq!(listed, left);
+
+    // About something else under the same name: nobody knows what that is.
+    db.execute(&format!(
+        "begin; insert into item values ('o', '-', 1, true, '-'); prepare transaction '{}'",
+        db.gid(&other_hash)
+    ))
+    .await;
+    assert!(bank.leftovers().await.unwrap().is_empty());
+    assert_eq!(commit(&bank, &in_doubt).await, Ok(Effect::Finished));
+    db.drop_database().await;
+}
+
 /// Many at once, over all connections, with every kind of end.
 #[tokio::test]
 async fn many_branches_at_once_add_up() {

@@ -493,7 +493,7 @@ async fn two_instances_share_the_shards() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_is_in_doubt_for_too_long_asks_until_it_is_told() {
     let mut world = World::new();
-    let soon = UpkeepSettings { inquire_after: Duration::from_millis(200) };
+    let soon = UpkeepSettings { inquire_after: Duration::from_millis(200), ..UpkeepSettings::default() };
     let running = world.start_with(soon).await;
     for branch in [&world.prepare(0, 0, "a"), &world.prepare(1, 0, "b")] {
         world.ask(branch);

@@ -10,12 +10,13 @@
 //! - [`values`]: from a payload's JSON to typed values;
 //! - [`progress`]: positions, which move only past what is done;
 //! - [`lines`]: ordered keys, and who waits for whom;
-//! - [`doubts`]: who asks for a decision that does not come.
+//! - [`doubts`]: who asks for a decision that does not come;
+//! - [`leftovers`]: prepared branches that are over and still there.
 //!
 //! Architecture invariant: nothing here reads a clock, a file or a socket. SQL passes through as text; who runs it, and
 //! what the ledger's tables look like, is the business of `suture-participants`.
 //!
-//! Left out: sweep, restore and purge.
+//! Left out: restore and purge.
 
 pub mod branch;
 pub mod gid;
@@ -26,5 +27,6 @@ pub mod sql;
 pub mod values;
 
 pub mod doubts;
+pub mod leftovers;
 pub mod lines;
 pub mod progress;
