@@ -11,7 +11,8 @@
 //! - `reserve`, `xa`: how a branch goes through each mode, whatever the database; `server`: both, behind a server;
 //! - [`sqlite`], [`postgres`], [`mariadb`]: what differs between databases, one file each;
 //! - [`opened`]: one of them, as the configuration says;
-//! - [`ledger`]: what all ledgers have in common; `trouble`: errors by who is to blame; `pool`, `flights`: connections.
+//! - [`ledger`]: what all ledgers have in common; `trouble`: errors by who is to blame; `pool`, `flights`: connections;
+//! - [`points`]: where the fault tests end the process.
 //!
 //! What is decided about a branch is decided in the pure crate `suture-participants-core`. The only SQL in these files
 //! is the ledger's own; the business has its SQL in the configuration.
@@ -50,3 +51,5 @@ pub mod sqlite;
 pub mod opened;
 
 pub mod ledger;
+
+pub mod points;

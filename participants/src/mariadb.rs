@@ -51,6 +51,7 @@ use tokio::time::sleep;
 
 use crate::config::ServerSettings;
 use crate::ledger::{LEDGER_ID, LedgerRow, StoredKeyRow, StoredRow, all_steps, bind_seed, check_marks, check_mode};
+use crate::points::{Act, around};
 use crate::pool::Dial;
 use crate::reserve::{self, Session, Work};
 use crate::resolve::resolve;
@@ -244,7 +245,7 @@ impl Branches for MariadbResource {
     async fn run(&self, prepare: &Prepare, operation: &Operation, values: &Values) -> Result<Ran, Unavailable> {
         let mut connection = self.workers.keep_one().await?;
         let xid = xid(&Gid::new(prepare.txid, &self.opened.owner, &prepare.hash));
-        match run(&mut connection, &format!("xa start {xid}")).await {
+        match around(Act::Open, run(&mut connection, &format!("xa start {xid}"))).await {
             Ok(()) => {}
             // Whoever has it may have voted: it is not ours to roll back.
             Err(trouble) if trouble.code == XID_IN_USE => {
@@ -263,7 +264,7 @@ impl Branches for MariadbResource {
         }
         // A branch that a deadlock has ended already cannot be ended again; it is rolled back all the same.
         let _ = run(&mut connection, &format!("xa end {xid}")).await;
-        let rolled_back = run(&mut connection, &format!("xa rollback {xid}; {USUAL_SILENCE}")).await;
+        let rolled_back = around(Act::Undo, run(&mut connection, &format!("xa rollback {xid}; {USUAL_SILENCE}"))).await;
         rolled_back.map_err(|trouble| trouble.unavailable("rolling back"))?;
         self.workers.put(connection);
         Ok(ran)
@@ -383,12 +384,12 @@ impl MariadbResource {
         let silence = format!("{}, wait_timeout = {}", wait(self.opened.settings.key_timeout), SILENCE.as_secs());
         let mut script = vec![silence, insert_row(&row), wait(self.opened.settings.lock_timeout)];
         script.extend(operation.prepare.iter().map(|step| rendered(step, values)));
-        xa::judge(prepare, &operation.prepare, send(connection, &script).await)
+        xa::judge(prepare, &operation.prepare, around(Act::Run, send(connection, &script)).await)
     }
 
     /// It goes by itself: a branch that is in the list says yes, so the rows that its steps changed are counted before.
     async fn prepare_branch(&self, connection: &mut Conn, xid: &str) -> Result<Ran, Unavailable> {
-        let prepared = run(connection, &format!("xa end {xid}; xa prepare {xid}")).await;
+        let prepared = around(Act::Prepare, run(connection, &format!("xa end {xid}; xa prepare {xid}"))).await;
         match prepared {
             Ok(_) => {}
             Err(trouble) => {
@@ -401,7 +402,9 @@ impl MariadbResource {
                 };
             }
         }
-        let listed = query(connection, "xa recover").await.map_err(|trouble| trouble.unavailable("preparing"))?;
+        let listed = around(Act::See, query(connection, "xa recover"))
+            .await
+            .map_err(|trouble| trouble.unavailable("preparing"))?;
         match listed.iter().filter_map(listed_gid).any(|gid| self::xid(&gid) == *xid) {
             true => Ok(Ran::Seen),
             false => Err(Unavailable::new("preparing", "the branch is not in the list")),

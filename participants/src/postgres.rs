@@ -42,6 +42,7 @@ use tokio_postgres::{AsyncMessage, Client, Error, NoTls, SimpleQueryMessage, Sta
 use crate::config::ServerSettings;
 use crate::flights::{InFlight, in_order};
 use crate::ledger::{LEDGER_ID, LedgerRow, StoredKeyRow, StoredRow, all_steps, bind_seed, check_marks, check_mode};
+use crate::points::{Act, around};
 use crate::pool::Dial;
 use crate::reserve::{self, Session, Work};
 use crate::resolve::resolve;
@@ -236,7 +237,7 @@ impl Branches for PostgresResource {
             Some(ran) => ran,
         };
         if !matches!(ran, Ran::Seen) {
-            let rolled_back = worker.client.batch_execute("rollback").await;
+            let rolled_back = around(Act::Undo, worker.client.batch_execute("rollback")).await;
             rolled_back.map_err(|error| unavailable("rolling back", &error))?;
         }
         worker.give_back();
@@ -336,7 +337,7 @@ impl PostgresResource {
         let row = LedgerRow::of(prepare, State::Committed, None);
         let mut flight = vec![Flown::Script(&begin), Flown::Work(Work::Insert(&row)), Flown::Script(&step_locks)];
         flight.extend(operation.prepare.iter().map(|step| Flown::Work(Work::Step(step, values))));
-        xa::judge(prepare, &operation.prepare, worker.fly(&flight).await)
+        xa::judge(prepare, &operation.prepare, around(Act::Run, worker.fly(&flight)).await)
     }
 
     /// It goes by itself: a branch that is in the list says yes, so the rows that its steps changed are counted before.
@@ -346,7 +347,7 @@ impl PostgresResource {
             "prepare transaction '{gid}'; \
              select gid from pg_prepared_xacts where gid = '{gid}' and database = current_database()"
         );
-        match worker.client.simple_query(&both).await {
+        match around(Act::Prepare, worker.client.simple_query(&both)).await {
             Ok(messages) if shows(&messages, &gid) => Ok(Ran::Seen),
             // The block had failed: the answer was ROLLBACK, without an error.
             Ok(_) => Ok(Ran::Refused(Refusal::with(statement_failed()))),

@@ -24,6 +24,7 @@ use suture_participants_core::branch::{Answer, Event, KeyRow, Refusal, Row, Stat
 use suture_participants_core::operations::{self, Operation, Values, statement_failed};
 
 use crate::ledger::{LedgerRow, StoredKeyRow, StoredRow, bind_branch};
+use crate::points::{Act, around};
 use crate::resource::{Decided, Effect, Entry, Fault, Prepared, Unavailable};
 use crate::trouble::{Blame, Landed, Trouble, busy};
 
@@ -158,7 +159,7 @@ async fn prepare_together<S: Session>(
     round: &[&Prepare],
 ) -> Result<Vec<Option<Prepared>>, Broken> {
     let doing = "preparing";
-    session.begin().await.map_err(|trouble| trouble.unavailable(doing))?;
+    around(Act::Begin, session.begin()).await.map_err(|trouble| trouble.unavailable(doing))?;
     let known = look(session, round).await.map_err(|trouble| trouble.unavailable("reading the ledger"))?;
     let mut prepared = Vec::with_capacity(round.len());
     for prepare in round {
@@ -195,7 +196,7 @@ async fn refuse_alone<S: Session>(
     refusal: Refusal,
 ) -> Result<Option<Prepared>, Broken> {
     let doing = "refusing";
-    session.begin().await.map_err(|trouble| trouble.unavailable(doing))?;
+    around(Act::Begin, session.begin()).await.map_err(|trouble| trouble.unavailable(doing))?;
     match refuse(session, prepare, refusal).await {
         Ok(refused) => commit(session, doing).await.map(|()| refused),
         Err(broken) => give_up(session, broken).await,
@@ -211,7 +212,10 @@ struct Known {
 async fn look<S: Session>(session: &mut S, round: &[&Prepare]) -> Result<Known, Trouble> {
     let txids: Vec<Txid> = round.iter().map(|prepare| prepare.txid).collect();
     let keys: Vec<&str> = round.iter().map(|prepare| prepare.business_key.as_str()).collect();
-    Ok(Known { rows: session.rows(&txids, false).await?, keys: session.rows_of_keys(&keys).await? })
+    Ok(Known {
+        rows: around(Act::LookAtBatch, session.rows(&txids, false)).await?,
+        keys: around(Act::LookAtKeys, session.rows_of_keys(&keys)).await?,
+    })
 }
 
 impl Known {
@@ -256,7 +260,7 @@ async fn prepare_one<S: Session>(
     let row = LedgerRow::of(prepare, State::InDoubt, None);
     let mut work = vec![Work::Insert(&row)];
     work.extend(operation.prepare.iter().map(|step| Work::Step(step, &values)));
-    let Landed { rows, trouble } = session.branch(&work).await;
+    let Landed { rows, trouble } = around(Act::Reserve, session.branch(&work)).await;
     if rows.is_empty() {
         return met(session, trouble).await;
     }
@@ -305,7 +309,7 @@ pub(crate) fn first_failed<'a>(
 /// Its own row, under a savepoint of its own.
 async fn refuse<S: Session>(session: &mut S, prepare: &Prepare, refusal: Refusal) -> Result<Option<Prepared>, Broken> {
     let row = LedgerRow::of(prepare, State::Refused, Some(&refusal));
-    match session.branch(&[Work::Insert(&row)]).await.trouble {
+    match around(Act::RefuseBranch, session.branch(&[Work::Insert(&row)])).await.trouble {
         None => Ok(Some(Prepared::Answer(Answer::No(refusal)))),
         trouble => met(session, trouble).await,
     }
@@ -360,9 +364,11 @@ async fn decide_together<S: Session>(
     batch: &[Arc<Decision>],
 ) -> Result<Vec<Decided>, Broken> {
     let doing = "deciding";
-    session.begin().await.map_err(|trouble| trouble.unavailable(doing))?;
+    around(Act::Begin, session.begin()).await.map_err(|trouble| trouble.unavailable(doing))?;
     let txids: Vec<Txid> = batch.iter().map(|decision| decision.txid).collect();
-    let rows = session.rows(&txids, true).await.map_err(|trouble| trouble.unavailable("reading the ledger"))?;
+    let rows = around(Act::LookLocking, session.rows(&txids, true))
+        .await
+        .map_err(|trouble| trouble.unavailable("reading the ledger"))?;
     let mut decided = Vec::with_capacity(batch.len());
     for decision in batch {
         match decide_one(session, operations, rows.get(&decision.txid), decision).await {
@@ -414,7 +420,7 @@ async fn finish<S: Session>(
     let values = Operation::bind_txid(txid);
     let mut work: Vec<Work<'_>> = steps.iter().map(|step| Work::Step(step, &values)).collect();
     work.push(Work::Finish(txid, state));
-    let Landed { rows, trouble } = session.branch(&work).await;
+    let Landed { rows, trouble } = around(Act::Finish, session.branch(&work)).await;
     if let Some(trouble) = trouble.as_ref().filter(|trouble| trouble.blame == Blame::Busy) {
         // Whoever is in the way goes; a decision waits for that, and nobody else does.
         tracing::warn!(%txid, operation = name, code = trouble.code, "a decision waits for somebody else's lock");
@@ -437,7 +443,7 @@ async fn finish<S: Session>(
 /// still to come.
 async fn note_abort<S: Session>(session: &mut S, decision: &Decision) -> Result<Decided, Broken> {
     let row = LedgerRow::unnamed(&decision.txid, State::Aborted, &decision.hash);
-    match session.branch(&[Work::Insert(&row)]).await.trouble {
+    match around(Act::NoteAbort, session.branch(&[Work::Insert(&row)])).await.trouble {
         None => Ok(Ok(Effect::NotedAbort)),
         // Its prepare, in another session: the next look shows it.
         Some(trouble) => Err(trouble.unavailable("noting an abort").into()),
@@ -447,7 +453,7 @@ async fn note_abort<S: Session>(session: &mut S, decision: &Decision) -> Result<
 // ---- local transactions ----------------------------------------------------------------------------------------------
 
 async fn commit<S: Session>(session: &mut S, doing: &'static str) -> Result<(), Broken> {
-    let Err(trouble) = session.commit().await else { return Ok(()) };
+    let Err(trouble) = around(Act::CommitBatch, session.commit()).await else { return Ok(()) };
     let broken = match trouble.blame {
         Blame::Database => trouble.unavailable(doing).into(),
         Blame::Busy => Broken::Batch(busy()),
@@ -458,7 +464,7 @@ async fn commit<S: Session>(session: &mut S, doing: &'static str) -> Result<(), 
 
 /// Rolls the last branch back. If the whole local transaction is gone, `code` is the branch's reason.
 async fn undo<S: Session>(session: &mut S, code: &Code) -> Result<(), Broken> {
-    match session.undo_branch().await {
+    match around(Act::UndoBranch, session.undo_branch()).await {
         Ok(true) => Ok(()),
         Ok(false) => Err(Broken::Batch(code.clone())),
         Err(trouble) => Err(trouble.unavailable("rolling a branch back").into()),
@@ -466,6 +472,6 @@ async fn undo<S: Session>(session: &mut S, code: &Code) -> Result<(), Broken> {
 }
 
 async fn give_up<S: Session, T>(session: &mut S, broken: Broken) -> Result<T, Broken> {
-    session.roll_back().await.map_err(|trouble| trouble.unavailable("rolling back"))?;
+    around(Act::RollBackBatch, session.roll_back()).await.map_err(|trouble| trouble.unavailable("rolling back"))?;
     Err(broken)
 }

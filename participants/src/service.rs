@@ -54,6 +54,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use crate::config::UpkeepSettings;
 use crate::envelope::{Read, read_decision, read_prepare};
 use crate::jobs::{Job, decide, prepare, until_answered};
+use crate::points::{Act, after, around, before};
 use crate::resource::{Batching, Decided, Effect, Position, Prepared, Resource};
 use crate::seek::Seeker;
 use crate::take::{Letters, Names, Taken, blocking, lag, look_at_topics, look_up, refuse_foreign};
@@ -727,9 +728,11 @@ impl<R: Resource> Service<R> {
                 let partition = vote.shard.partition();
                 let traceparent = vote.traceparent.as_deref();
                 let (topic, value) = (&self.names.votes, Some(vote.value.as_slice()));
+                before(Act::AppendVote);
                 if self.outbox.append(topic, partition, key.as_bytes(), value, "vote", traceparent, token).is_err() {
                     return;
                 }
+                after(Act::AppendVote);
             }
             self.unsent.pop_front();
         }
@@ -738,11 +741,13 @@ impl<R: Resource> Service<R> {
     fn on_delivery(&mut self, Delivery { token, result }: Delivery) -> Result<(), ServiceError> {
         match result {
             Ok(_) => {
+                before(Act::VoteIsThere);
                 if let Some(vote) = self.votes.remove(&token)
                     && let (Some(offset), Some(state)) = (vote.offset, self.shards.get_mut(&vote.shard))
                 {
                     state.prepares.progress.done(offset);
                 }
+                after(Act::VoteIsThere);
                 self.send_unsent();
                 Ok(())
             }
@@ -801,7 +806,7 @@ impl<R: Resource> Service<R> {
         }
         let resource = Arc::clone(&self.resource);
         self.store_job.spawn(async move {
-            until_answered(|| resource.store_positions(rows.clone())).await;
+            around(Act::StorePositions, until_answered(|| resource.store_positions(rows.clone()))).await;
             rows
         });
     }
@@ -828,6 +833,7 @@ impl<R: Resource> Service<R> {
             }
         }
         if !commits.is_empty() {
+            before(Act::CommitOffsets);
             let committing = self.membership.commit_async(commits.clone());
             self.commit_job.spawn(async move { (commits, committing.await) });
         }
@@ -836,6 +842,7 @@ impl<R: Resource> Service<R> {
     fn on_committed(&mut self, (commits, result): (Vec<Commit>, Result<(), CommitError>)) -> Result<(), ServiceError> {
         match result {
             Ok(()) => {
+                after(Act::CommitOffsets);
                 for Commit { topic, partition, offset, .. } in commits {
                     if let Some(track) = Shard::of_partition(partition).and_then(|shard| self.track_of(&topic, shard)) {
                         track.committed = Some(offset);

@@ -32,6 +32,7 @@ use tokio::time::sleep;
 
 use crate::flights::{InFlight, in_order};
 use crate::ledger::{LedgerRow, StoredRow, bind_branch};
+use crate::points::{Act, around};
 use crate::reserve::{Failed, first_failed};
 use crate::resource::{Decided, Effect, Fault, Prepared, Unavailable};
 use crate::server::Opened;
@@ -87,6 +88,15 @@ pub(crate) trait Branches: Sync {
 pub(crate) enum How {
     Commit,
     RollBack,
+}
+
+impl How {
+    fn act(self) -> Act {
+        match self {
+            Self::Commit => Act::Commit,
+            Self::RollBack => Act::RollBack,
+        }
+    }
 }
 
 /// How a branch's local transaction ended.
@@ -162,7 +172,7 @@ impl Known {
 pub(crate) async fn prepare<B: Branches>(branches: &B, prepare: &Prepare) -> Result<Prepared, Unavailable> {
     let mut in_progress = false;
     for _ in 0..LOOKS {
-        let known = branches.look(&prepare.txid).await?;
+        let known = around(Act::Look, branches.look(&prepare.txid)).await?;
         let row = match known.row(&prepare.txid, &prepare.hash) {
             Ok(row) => row,
             Err(fault) => return Ok(Prepared::Fault(fault)),
@@ -186,7 +196,7 @@ pub(crate) async fn prepare<B: Branches>(branches: &B, prepare: &Prepare) -> Res
             },
             Err(fault) => return Ok(Prepared::Fault(fault)),
         };
-        if branches.insert_refused(LedgerRow::of(prepare, State::Refused, Some(&refusal))).await? {
+        if around(Act::Refuse, branches.insert_refused(LedgerRow::of(prepare, State::Refused, Some(&refusal)))).await? {
             return Ok(Prepared::Answer(Answer::No(refusal)));
         }
         sleep(LOOK_AGAIN).await;
@@ -200,7 +210,7 @@ async fn why_not<B: Branches>(
     prepare: &Prepare,
     in_progress: bool,
 ) -> Result<Result<Option<Refusal>, Fault>, Unavailable> {
-    let of_key = match branches.rows_of_key(prepare).await? {
+    let of_key = match around(Act::LookAtKey, branches.rows_of_key(prepare)).await? {
         Ok(rows) => rows,
         Err(fault) => return Ok(Err(fault)),
     };
@@ -258,7 +268,7 @@ pub(crate) async fn commit<B: Branches>(branches: &B, batch: &[Arc<Decision>]) -
     let looks = branches.opened().settings.lost_after.as_millis() / LOOK_AGAIN.as_millis();
     let mut look = 0;
     while !open.is_empty() {
-        let known = branches.look_at_all(&txids(&open)).await?;
+        let known = around(Act::LookForDecision, branches.look_at_all(&txids(&open))).await?;
         let mut to_commit = Vec::new();
         let mut rest = Vec::new();
         for mut item in open {
@@ -280,7 +290,7 @@ pub(crate) async fn commit<B: Branches>(branches: &B, batch: &[Arc<Decision>]) -
         open = rest;
         match open.first() {
             Some(first) if to_commit.is_empty() => {
-                branches.wait_for_holder(first.decision).await?;
+                around(Act::WaitForHolder, branches.wait_for_holder(first.decision)).await?;
                 look += 1;
             }
             _ => finish(branches, How::Commit, &to_commit).await?,
@@ -294,7 +304,7 @@ pub(crate) async fn abort<B: Branches>(branches: &B, batch: &[Arc<Decision>]) ->
     let mut settled: Vec<Option<Decided>> = batch.iter().map(|_| None).collect();
     let mut open = undecided(batch);
     while !open.is_empty() {
-        let known = branches.look_at_all(&txids(&open)).await?;
+        let known = around(Act::LookForDecision, branches.look_at_all(&txids(&open))).await?;
         let mut to_roll_back = Vec::new();
         let mut rest = Vec::new();
         for mut item in open {
@@ -365,7 +375,7 @@ async fn finish<B: Branches>(branches: &B, how: How, gids: &[Gid]) -> Result<(),
     let lanes = branches.opened().settings.decision_connections.min(gids.len());
     let lane = |lane: usize| async move {
         for gid in gids.iter().skip(lane).step_by(lanes) {
-            branches.finish_one(how, gid).await?;
+            around(how.act(), branches.finish_one(how, gid)).await?;
         }
         Ok(())
     };
@@ -380,9 +390,9 @@ async fn finish<B: Branches>(branches: &B, how: How, gids: &[Gid]) -> Result<(),
 async fn insert_aborted<B: Branches>(branches: &B, open: &mut [Undecided<'_>]) -> Result<(), Unavailable> {
     let rows: Vec<AbortedRow<'_>> =
         open.iter().map(|item| AbortedRow { decision: item.decision, named: item.named }).collect();
-    if !rows.is_empty() && !branches.insert_aborted(&rows).await? && rows.len() > 1 {
+    if !rows.is_empty() && !around(Act::NoteAborts, branches.insert_aborted(&rows)).await? && rows.len() > 1 {
         for row in rows.chunks(1) {
-            branches.insert_aborted(row).await?;
+            around(Act::NoteAborts, branches.insert_aborted(row)).await?;
         }
     }
     for item in open {
