@@ -147,10 +147,14 @@ impl Db {
         Self::on(server(), config).await
     }
 
+    fn named(server: String, name: String, config: &'static str) -> Self {
+        Self { url: format!("{}/{name}", server.trim_end_matches('/')), name, config, server }
+    }
+
     async fn on(server: String, config: &'static str) -> Self {
         let name = format!("p{}_{}", std::process::id(), DATABASES.fetch_add(1, Ordering::Relaxed));
         execute(&mut connect(&server).await, &format!("create database {name}")).await;
-        let db = Self { url: format!("{}/{name}", server.trim_end_matches('/')), name, config, server };
+        let db = Self::named(server, name, config);
         db.execute(SCHEMA).await;
         db
     }
@@ -256,13 +260,20 @@ async fn mariadb_conforms_in_mode_reserve() {
     db.drop_database().await;
 }
 
-/// The adapter is MariaDB's. Its server cannot be had everywhere: the only one that may be missing.
+/// Its server cannot be had everywhere: the only one that may be missing.
+fn mysql() -> Option<String> {
+    let server = std::env::var("SUTURE_TEST_MYSQL").ok();
+    if server.is_none() {
+        // Past the test's own output, which is shown only when it fails.
+        std::io::stderr().write_all(b"MySQL: not tested\n").unwrap();
+    }
+    server
+}
+
+/// The adapter is MariaDB's.
 #[tokio::test]
 async fn mysql_conforms_in_both_modes() {
-    let Ok(server) = std::env::var("SUTURE_TEST_MYSQL") else {
-        // Past the test's own output, which is shown only when it fails.
-        return std::io::stderr().write_all(b"MySQL: not tested\n").unwrap();
-    };
+    let Some(server) = mysql() else { return };
     for config in [XA, RESERVE] {
         let db = Db::on(server.clone(), config).await;
         conforms(&db).await;
@@ -488,4 +499,67 @@ async fn opening_again_does_not_wait_for_branches_in_doubt() {
     assert_eq!(two[0].ledger_id(), two[1].ledger_id());
     assert_eq!(commit(&two[1], &branch).await, Ok(Effect::Finished));
     db.drop_database().await;
+}
+
+/// R1: the process ends at any point of its work, in either mode.
+#[cfg(feature = "failpoints")]
+mod crashes {
+    use suture_participants::points::Place;
+
+    use super::common::crash::{Crashes, at_every_point, ordered_database};
+    use super::*;
+
+    async fn at_every_point_of(server: String, config: &'static str) {
+        match ordered_database() {
+            Some(name) => at_every_point(&Db::named(server, name, config)).await,
+            None => {
+                let db = Db::on(server, config).await;
+                at_every_point(&db).await;
+                db.drop_database().await;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_crash_at_any_point_of_mode_xa_changes_nothing_in_the_end() {
+        at_every_point_of(server(), XA).await;
+    }
+
+    #[tokio::test]
+    async fn a_crash_at_any_point_of_mode_reserve_changes_nothing_in_the_end() {
+        at_every_point_of(server(), RESERVE).await;
+    }
+
+    #[tokio::test]
+    async fn a_crash_at_any_point_of_mode_xa_changes_nothing_in_mysql() {
+        if let Some(server) = mysql() {
+            at_every_point_of(server, XA).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_crash_at_any_point_of_mode_reserve_changes_nothing_in_mysql() {
+        if let Some(server) = mysql() {
+            at_every_point_of(server, RESERVE).await;
+        }
+    }
+
+    impl Crashes for Db {
+        fn name(&self) -> String {
+            self.name.clone()
+        }
+
+        fn places(&self) -> &'static [Place] {
+            if self.config == XA { &[Place::Xa, Place::XaOfMariadb] } else { &[Place::Reserve] }
+        }
+
+        fn hindrance(&self) -> Option<[&'static str; 2]> {
+            let busy = "create trigger hinder before update on item for each row signal sqlstate '45000' set mysql_errno = 1205";
+            (self.config == RESERVE).then_some([busy, "drop trigger hinder"])
+        }
+
+        async fn execute(&self, sql: &str) {
+            self.execute(sql).await;
+        }
+    }
 }

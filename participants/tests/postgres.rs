@@ -151,12 +151,15 @@ async fn connect(url: &str) -> Client {
 }
 
 impl Db {
-    async fn new() -> Self {
+    fn named(name: String) -> Self {
         let server = server();
-        let name = format!("p{}_{}", std::process::id(), DATABASES.fetch_add(1, Ordering::Relaxed));
-        connect(&server).await.batch_execute(&format!("create database {name}")).await.unwrap();
         let (base, _) = server.rsplit_once('/').expect("a URL with a database");
-        let db = Self { url: format!("{base}/{name}"), name };
+        Self { url: format!("{base}/{name}"), name }
+    }
+
+    async fn new() -> Self {
+        let db = Self::named(format!("p{}_{}", std::process::id(), DATABASES.fetch_add(1, Ordering::Relaxed)));
+        connect(&server()).await.batch_execute(&format!("create database {}", db.name)).await.unwrap();
         db.execute(&format!("{SCHEMA} insert into account (name, balance) values ('a', 1000), ('y', 50), ('z', 50)"))
             .await;
         db
@@ -785,4 +788,78 @@ async fn no_row_value_leaves_in_an_error() {
     };
     assert!(!format!("{answer:?}").contains(canary));
     db.drop_database().await;
+}
+
+/// R1: the process ends at any point of its work, in either mode.
+#[cfg(feature = "failpoints")]
+mod crashes {
+    use suture_participants::points::Place;
+
+    use super::common::crash::{Crashes, at_every_point, ordered_database};
+    use super::*;
+
+    #[tokio::test]
+    async fn a_crash_at_any_point_of_mode_xa_changes_nothing_in_the_end() {
+        match ordered_database() {
+            Some(name) => at_every_point(&Db::named(name)).await,
+            None => {
+                let db = Db::new().await;
+                at_every_point(&db).await;
+                db.drop_database().await;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_crash_at_any_point_of_mode_reserve_changes_nothing_in_the_end() {
+        match ordered_database() {
+            Some(name) => at_every_point(&Reserving(Db::named(name))).await,
+            None => {
+                let db = Reserving(Db::new().await);
+                at_every_point(&db).await;
+                db.0.drop_database().await;
+            }
+        }
+    }
+
+    impl Crashes for Db {
+        fn name(&self) -> String {
+            self.name.clone()
+        }
+
+        fn places(&self) -> &'static [Place] {
+            &[Place::Xa]
+        }
+
+        fn hindrance(&self) -> Option<[&'static str; 2]> {
+            None
+        }
+
+        async fn execute(&self, sql: &str) {
+            self.execute(sql).await;
+        }
+    }
+
+    impl Crashes for Reserving {
+        fn name(&self) -> String {
+            self.0.name.clone()
+        }
+
+        fn places(&self) -> &'static [Place] {
+            &[Place::Reserve]
+        }
+
+        fn hindrance(&self) -> Option<[&'static str; 2]> {
+            Some([
+                "create or replace function hinder() returns trigger language plpgsql as
+                     $$ begin raise exception using errcode = '58030'; end $$;
+                 create trigger hinder before update of done on item execute function hinder()",
+                "drop trigger hinder on item",
+            ])
+        }
+
+        async fn execute(&self, sql: &str) {
+            self.0.execute(sql).await;
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use common::*;
@@ -64,19 +64,21 @@ create table if not exists item (
 insert into account (name, balance) values ('a', 1000), ('y', 50), ('z', 50) on conflict do nothing;
 ";
 
-struct File(tempfile::TempDir);
+/// In a folder that ends with it, or that is another process's.
+struct File(PathBuf, #[expect(dead_code, reason = "ends with this value")] Option<tempfile::TempDir>);
 
 impl File {
     fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
+        let folder = tempfile::tempdir().unwrap();
+        Self(folder.path().to_path_buf(), Some(folder))
     }
 
     fn connection(&self) -> Connection {
-        Connection::open(self.0.path().join("bank.sqlite")).unwrap()
+        Connection::open(self.0.join("bank.sqlite")).unwrap()
     }
 
     fn config(&self, text: &str) -> (suture_participants::config::SqliteSettings, Opening) {
-        let config = ParticipantConfig::parse(text, &self.0.path().join("bank.toml")).unwrap();
+        let config = ParticipantConfig::parse(text, &self.0.join("bank.toml")).unwrap();
         let mut opening = config.opening(&deployment(), Some("fingerprint".to_string()), false).unwrap();
         opening.schema = Some(SCHEMA.to_string());
         let Database::Sqlite(settings) = config.database else { panic!("another kind") };
@@ -258,7 +260,7 @@ async fn an_answer_survives_the_process() {
     assert_eq!(prepare_one(&bank, &branch).await, yes());
     let copy = File::new();
     for name in ["bank.sqlite", "bank.sqlite-wal"] {
-        std::fs::copy(file.0.path().join(name), copy.0.path().join(name)).unwrap();
+        std::fs::copy(file.0.join(name), copy.0.join(name)).unwrap();
     }
     let bank = copy.open().await;
     assert_eq!(prepare_one(&bank, &branch).await, yes());
@@ -275,4 +277,43 @@ async fn no_row_value_leaves_in_an_error() {
     let twice: Arc<_> = put(2, "key-2", canary, "a", 1);
     let Prepared::Answer(answer) = prepare_one(&bank, &twice).await else { panic!("no answer") };
     assert!(!format!("{answer:?}").contains(canary));
+}
+
+/// R1: the process ends at any point of its work.
+#[cfg(feature = "failpoints")]
+mod crashes {
+    use suture_participants::points::Place;
+
+    use super::common::crash::{Crashes, at_every_point, ordered_database};
+    use super::*;
+
+    #[tokio::test]
+    async fn a_crash_at_any_point_of_mode_reserve_changes_nothing_in_the_end() {
+        let file = match ordered_database() {
+            Some(folder) => File(folder.into(), None),
+            None => File::new(),
+        };
+        drop(file.open().await);
+        at_every_point(&file).await;
+    }
+
+    impl Crashes for File {
+        fn name(&self) -> String {
+            self.0.to_str().unwrap().to_string()
+        }
+
+        fn places(&self) -> &'static [Place] {
+            &[Place::Reserve]
+        }
+
+        fn hindrance(&self) -> Option<[&'static str; 2]> {
+            let rolling_back =
+                "create trigger hinder before update of done on item begin select raise(rollback, ''); end";
+            Some([rolling_back, "drop trigger hinder"])
+        }
+
+        async fn execute(&self, sql: &str) {
+            self.connection().execute_batch(sql).unwrap();
+        }
+    }
 }

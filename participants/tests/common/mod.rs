@@ -4,6 +4,9 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+#[cfg(feature = "failpoints")]
+pub mod crash;
+
 use std::sync::Arc;
 
 use serde_json::value::RawValue;
