@@ -506,18 +506,22 @@ async fn opening_again_does_not_wait_for_branches_in_doubt() {
 mod crashes {
     use suture_participants::points::Place;
 
-    use super::common::crash::{Crashes, at_every_point, ordered_database};
+    use super::common::crash::{Crashes, at_every_point, ordered};
+    use super::common::sends::at_every_send;
     use super::*;
 
-    async fn at_every_point_of(server: String, config: &'static str) {
-        match ordered_database() {
-            Some(name) => at_every_point(&Db::named(server, name, config)).await,
-            None => {
-                let db = Db::on(server, config).await;
-                at_every_point(&db).await;
-                db.drop_database().await;
-            }
+    /// Another process's, or a new one.
+    async fn db(server: String, config: &'static str) -> Db {
+        match ordered() {
+            Some(order) => Db::named(server, order[0].clone(), config),
+            None => Db::on(server, config).await,
         }
+    }
+
+    async fn at_every_point_of(server: String, config: &'static str) {
+        let db = db(server, config).await;
+        at_every_point(&db).await;
+        db.drop_database().await;
     }
 
     #[tokio::test]
@@ -542,6 +546,20 @@ mod crashes {
         if let Some(server) = mysql() {
             at_every_point_of(server, RESERVE).await;
         }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_crash_at_any_send_of_mode_xa_changes_nothing_in_the_end() {
+        let db = db(server(), XA).await;
+        at_every_send(&db).await;
+        db.drop_database().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_crash_at_any_send_of_mode_reserve_changes_nothing_in_the_end() {
+        let db = db(server(), RESERVE).await;
+        at_every_send(&db).await;
+        db.drop_database().await;
     }
 
     impl Crashes for Db {

@@ -795,31 +795,44 @@ async fn no_row_value_leaves_in_an_error() {
 mod crashes {
     use suture_participants::points::Place;
 
-    use super::common::crash::{Crashes, at_every_point, ordered_database};
+    use super::common::crash::{Crashes, at_every_point, ordered};
+    use super::common::sends::at_every_send;
     use super::*;
 
-    #[tokio::test]
-    async fn a_crash_at_any_point_of_mode_xa_changes_nothing_in_the_end() {
-        match ordered_database() {
-            Some(name) => at_every_point(&Db::named(name)).await,
-            None => {
-                let db = Db::new().await;
-                at_every_point(&db).await;
-                db.drop_database().await;
-            }
+    /// Another process's, or a new one.
+    async fn db() -> Db {
+        match ordered() {
+            Some(order) => Db::named(order[0].clone()),
+            None => Db::new().await,
         }
     }
 
     #[tokio::test]
+    async fn a_crash_at_any_point_of_mode_xa_changes_nothing_in_the_end() {
+        let db = db().await;
+        at_every_point(&db).await;
+        db.drop_database().await;
+    }
+
+    #[tokio::test]
     async fn a_crash_at_any_point_of_mode_reserve_changes_nothing_in_the_end() {
-        match ordered_database() {
-            Some(name) => at_every_point(&Reserving(Db::named(name))).await,
-            None => {
-                let db = Reserving(Db::new().await);
-                at_every_point(&db).await;
-                db.0.drop_database().await;
-            }
-        }
+        let db = Reserving(db().await);
+        at_every_point(&db).await;
+        db.0.drop_database().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_crash_at_any_send_of_mode_xa_changes_nothing_in_the_end() {
+        let db = db().await;
+        at_every_send(&db).await;
+        db.drop_database().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_crash_at_any_send_of_mode_reserve_changes_nothing_in_the_end() {
+        let db = Reserving(db().await);
+        at_every_send(&db).await;
+        db.0.drop_database().await;
     }
 
     impl Crashes for Db {

@@ -284,17 +284,28 @@ async fn no_row_value_leaves_in_an_error() {
 mod crashes {
     use suture_participants::points::Place;
 
-    use super::common::crash::{Crashes, at_every_point, ordered_database};
+    use super::common::crash::{Crashes, at_every_point, ordered};
+    use super::common::sends::at_every_send;
     use super::*;
 
-    #[tokio::test]
-    async fn a_crash_at_any_point_of_mode_reserve_changes_nothing_in_the_end() {
-        let file = match ordered_database() {
-            Some(folder) => File(folder.into(), None),
+    /// Another process's, or a new one.
+    async fn file() -> File {
+        let file = match ordered() {
+            Some(order) => File(order[0].clone().into(), None),
             None => File::new(),
         };
         drop(file.open().await);
-        at_every_point(&file).await;
+        file
+    }
+
+    #[tokio::test]
+    async fn a_crash_at_any_point_of_mode_reserve_changes_nothing_in_the_end() {
+        at_every_point(&file().await).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_crash_at_any_send_of_mode_reserve_changes_nothing_in_the_end() {
+        at_every_send(&file().await).await;
     }
 
     impl Crashes for File {

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, raise};
@@ -23,6 +23,12 @@ use super::{Bench, MONEY, code, decision, put, yes};
 
 /// Tells the process what to do and where to end.
 const ORDER: &str = "SUTURE_TEST_CRASH";
+
+/// What is in an account at the start.
+const MUCH: i64 = 100_000;
+
+/// No point is called so.
+const NOWHERE: &str = "nowhere";
 
 /// How often a point is an end in one story.
 const TIMES: usize = 2;
@@ -113,17 +119,45 @@ impl Story {
     }
 }
 
-/// The database of the process that is to end, if this is one.
-pub fn ordered_database() -> Option<String> {
-    Some(Order::given()?.database)
+/// What this process is told, if it is one that ends: first the database.
+pub fn ordered() -> Option<Vec<String>> {
+    Some(std::env::var(ORDER).ok()?.lines().map(str::to_string).collect())
+}
+
+/// This test once more.
+pub fn this_test(order: &[String]) -> Command {
+    let test = std::thread::current().name().expect("the name of the test").to_string();
+    let mut process = Command::new(std::env::current_exe().unwrap());
+    process.args(["--exact", "--nocapture", &test]).env(ORDER, order.join("\n"));
+    process
+}
+
+/// Every point says that it is passed; one of them is the end, at this time of those that count.
+pub fn arm(end: &str, time: usize, counts: &Arc<AtomicBool>) {
+    let times = Arc::new(AtomicUsize::new(0));
+    for point in TABLE.iter().flat_map(|(act, _, _)| names(*act)) {
+        let (name, is_end, times, counts) = (point.clone(), point == end, Arc::clone(&times), Arc::clone(counts));
+        let passed = move || {
+            println!("{name}");
+            if is_end && counts.load(Ordering::Relaxed) && times.fetch_add(1, Ordering::Relaxed) + 1 == time {
+                raise(Signal::SIGKILL).unwrap();
+            }
+        };
+        fail::cfg_callback(point, passed).unwrap();
+    }
+}
+
+/// The points of all acts in these places.
+pub fn points_of(places: &[Place]) -> BTreeSet<String> {
+    TABLE.iter().filter(|(_, _, place)| places.contains(place)).flat_map(|(act, _, _)| names(*act)).collect()
 }
 
 /// Ends a process at each fail point of this database, in each story.
 pub async fn at_every_point<B: Crashes>(bench: &B) {
-    if let Some(order) = Order::given() {
-        return obey(bench, &order).await;
+    if let Some(order) = ordered() {
+        return obey(bench, &Order::of(&order)).await;
     }
-    bench.execute("update account set balance = 100000").await;
+    provide(bench).await;
     let (mut n, mut ends) = (1000, BTreeSet::new());
     for story in STORIES {
         if story == Story::Hindered && bench.hindrance().is_none() {
@@ -133,13 +167,15 @@ pub async fn at_every_point<B: Crashes>(bench: &B) {
             n += 10;
             let order = Order { database: bench.name(), story, n, point: point.to_string(), time };
             let (said, has_ended) = end_a_process(bench, &order).await;
-            assert_eq!(has_ended, !point.is_empty(), "{story:?}, {point}, time {time}: {said:#?}");
+            assert_eq!(has_ended, point != NOWHERE, "{story:?}, {point}, time {time}: {said:#?}");
             println!("{story:?}: ended {point}, time {time}");
             all_or_nothing(bench, story, n, said.iter().any(|line| line == "decisions")).await;
             said
         };
         let mut passed = BTreeMap::new();
-        for point in play("", 0).await.into_iter().filter(|line| line.starts_with(suture_participants::points::MARK)) {
+        for point in
+            play(NOWHERE, 0).await.into_iter().filter(|line| line.starts_with(suture_participants::points::MARK))
+        {
             *passed.entry(point).or_insert(0) += 1;
         }
         for (point, times) in passed {
@@ -149,9 +185,7 @@ pub async fn at_every_point<B: Crashes>(bench: &B) {
             ends.insert(point);
         }
     }
-    let wanted = TABLE.iter().filter(|(_, _, place)| bench.places().contains(place));
-    let wanted: BTreeSet<String> = wanted.flat_map(|(act, _, _)| names(*act)).collect();
-    assert_eq!(ends, wanted, "every point was an end, and there are no others");
+    assert_eq!(ends, points_of(bench.places()), "every point was an end, and there are no others");
 }
 
 // ---- the process that ends -------------------------------------------------------------------------------------------
@@ -165,17 +199,16 @@ struct Order {
 }
 
 impl Order {
-    fn given() -> Option<Self> {
-        let order = std::env::var(ORDER).ok()?;
-        let [database, story, n, time, point] = order.split('\n').collect::<Vec<_>>().try_into().unwrap();
-        let story = STORIES.into_iter().find(|known| format!("{known:?}") == story).unwrap();
+    fn of(lines: &[String]) -> Self {
+        let [database, story, n, time, point] = lines else { panic!("{lines:?}") };
+        let story = STORIES.into_iter().find(|known| format!("{known:?}") == *story).unwrap();
         let (n, time) = (n.parse().unwrap(), time.parse().unwrap());
-        Some(Self { database: database.to_string(), story, n, point: point.to_string(), time })
+        Self { database: database.clone(), story, n, point: point.clone(), time }
     }
 
-    fn to_text(&self) -> String {
+    fn lines(&self) -> [String; 5] {
         let Self { database, story, n, point, time } = self;
-        format!("{database}\n{story:?}\n{n}\n{time}\n{point}")
+        [database.clone(), format!("{story:?}"), n.to_string(), time.to_string(), point.clone()]
     }
 }
 
@@ -187,9 +220,7 @@ async fn end_a_process<B: Crashes>(bench: &B, order: &Order) -> (Vec<String>, bo
         assert_eq!(bank.prepare(order.story.branches(order.n).to_vec()).await.unwrap(), [yes(), yes()]);
         bench.execute(hinder).await;
     }
-    let test = std::thread::current().name().expect("the name of the test").to_string();
-    let mut process = Command::new(std::env::current_exe().unwrap());
-    process.args(["--exact", "--nocapture", &test]).env(ORDER, order.to_text());
+    let mut process = this_test(&order.lines());
     let output = tokio::task::spawn_blocking(move || process.output()).await.unwrap().unwrap();
     if let Some([_, clear]) = hindrance {
         bench.execute(clear).await;
@@ -204,7 +235,7 @@ async fn obey<B: Crashes>(bench: &B, order: &Order) {
     // The harness has begun a line.
     println!();
     let bank = bench.open().await;
-    arm(order);
+    arm(&order.point, order.time, &Arc::new(AtomicBool::new(true)));
     let branches = order.story.branches(order.n);
     for told in order.story.told() {
         match told {
@@ -217,22 +248,6 @@ async fn obey<B: Crashes>(bench: &B, order: &Order) {
                 let _ = try_to_decide(&bank, order.story, &branches).await;
             }
         }
-    }
-}
-
-/// Every point says that it is passed; one of them is the end.
-fn arm(order: &Order) {
-    let times = Arc::new(AtomicUsize::new(0));
-    for point in TABLE.iter().flat_map(|(act, _, _)| names(*act)) {
-        let (name, times, end) = (point.clone(), Arc::clone(&times), order.time);
-        let is_end = point == order.point;
-        let passed = move || {
-            println!("{name}");
-            if is_end && times.fetch_add(1, Ordering::Relaxed) + 1 == end {
-                raise(Signal::SIGKILL).unwrap();
-            }
-        };
-        fail::cfg_callback(point, passed).unwrap();
     }
 }
 
@@ -260,19 +275,34 @@ async fn all_or_nothing<B: Crashes>(bench: &B, story: Story, n: u64, had_decisio
         assert!(repeated || !is_repeat || story == Story::Lost, "{decided:?}");
     }
     for (branch, state) in branches.iter().zip(story.states()) {
-        let of = format!("where txid = '{}'", branch.txid);
-        let effects = i64::from(state == Some("committed"));
-        let rows = |table: &str, and: &str| format!("select count(*) from {table} {of} {and}");
-        assert_eq!(bench.number(&rows("item", "")).await, effects, "{state:?}");
-        assert_eq!(bench.number(&rows("item", "and done")).await, effects, "{state:?}");
-        assert_eq!(bench.number(&rows("suture_ledger", "")).await, i64::from(state.is_some()));
-        if let Some(state) = state {
-            assert_eq!(bench.text(&format!("select state from suture_ledger {of}")).await, state);
-        }
+        count_rows(bench, branch, state).await;
     }
     assert!(bank.in_doubt().await.unwrap().is_empty(), "nothing is in doubt");
-    assert_eq!(bench.number(MONEY).await, 300_000, "nothing was lost or made");
+    add_up(bench).await;
+}
+
+/// The ledger's row and the effect of a branch that is decided.
+pub async fn count_rows<B: Crashes>(bench: &B, branch: &Prepare, state: Option<&str>) {
+    let of = format!("where txid = '{}'", branch.txid);
+    let effects = i64::from(state == Some("committed"));
+    let rows = |table: &str, and: &str| format!("select count(*) from {table} {of} {and}");
+    assert_eq!(bench.number(&rows("item", "")).await, effects, "{state:?}");
+    assert_eq!(bench.number(&rows("item", "and done")).await, effects, "{state:?}");
+    assert_eq!(bench.number(&rows("suture_ledger", "")).await, i64::from(state.is_some()));
+    if let Some(state) = state {
+        assert_eq!(bench.text(&format!("select state from suture_ledger {of}")).await, state);
+    }
+}
+
+/// What there is when nothing is in doubt.
+pub async fn add_up<B: Crashes>(bench: &B) {
+    assert_eq!(bench.number(MONEY).await, 3 * MUCH, "nothing was lost or made");
     assert_eq!(bench.number("select count(*) from account where held <> 0").await, 0, "nothing is held");
+}
+
+/// Enough in each of the three accounts for all branches.
+pub async fn provide<B: Crashes>(bench: &B) {
+    bench.execute(&format!("update account set balance = {MUCH}")).await;
 }
 
 async fn decide<R: Resource>(bank: &R, story: Story, branches: &[Arc<Prepare>]) -> Vec<Decided> {

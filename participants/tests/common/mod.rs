@@ -6,6 +6,8 @@
 
 #[cfg(feature = "failpoints")]
 pub mod crash;
+#[cfg(feature = "failpoints")]
+pub mod sends;
 
 use std::sync::Arc;
 
