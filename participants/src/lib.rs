@@ -12,7 +12,8 @@
 //! - [`sqlite`], [`postgres`], [`mariadb`]: what differs between databases, one file each;
 //! - [`opened`]: one of them, as the configuration says;
 //! - [`ledger`]: what all ledgers have in common; `trouble`: errors by who is to blame; `pool`, `flights`: connections;
-//! - [`points`]: where the fault tests end the process.
+//! - [`points`]: where the fault tests end the process;
+//! - [`books`]: a participant's ledger, positions and list, read by others.
 //!
 //! What is decided about a branch is decided in the pure crate `suture-participants-core`. The only SQL in these files
 //! is the ledger's own; the business has its SQL in the configuration.
@@ -49,6 +50,8 @@ pub mod postgres;
 pub mod sqlite;
 
 pub mod opened;
+
+pub mod books;
 
 pub mod ledger;
 

@@ -49,6 +49,7 @@ use suture_participants_core::values::Value;
 use time::OffsetDateTime;
 use tokio::time::sleep;
 
+use crate::books::{Dialect, PATIENCE, TextRow};
 use crate::config::ServerSettings;
 use crate::ledger::{LEDGER_ID, LedgerRow, StoredKeyRow, StoredRow, all_steps, bind_seed, check_marks, check_mode};
 use crate::points::{Act, around};
@@ -881,10 +882,6 @@ type Lease<'a> = crate::pool::Lease<'a, Dialer>;
 
 impl Dialer {
     fn new(settings: &ServerSettings, lock_timeout: Duration) -> Result<Self, Unavailable> {
-        let opts = Opts::from_url(&settings.url);
-        let opts = opts.map_err(|_| Unavailable::new("connecting", "the URL cannot be read"))?;
-        // Rows that a statement has met, not only those that it has changed: as it is counted everywhere else.
-        let opts = OptsBuilder::from_opts(opts).client_found_rows(true).prefer_socket(false).stmt_cache_size(0);
         // Written out, so that no default of the server counts. What stands in the comment is for MariaDB alone.
         let session = format!(
             "set names utf8mb4; set session sql_mode = '{SQL_MODE}', time_zone = '+00:00', autocommit = 1,
@@ -901,7 +898,27 @@ impl Dialer {
                 and @@autocommit = 1 and @@innodb_lock_wait_timeout = {}",
             lock_timeout.as_secs().max(1)
         );
-        Ok(Self { opts: opts.into(), session, read_back })
+        Ok(Self { opts: Self::opts(settings)?, session, read_back })
+    }
+
+    /// For somebody who only reads.
+    fn reading(settings: &ServerSettings) -> Result<Self, Unavailable> {
+        let session = format!(
+            "set names utf8mb4; set session time_zone = '+00:00', autocommit = 1, lock_wait_timeout = {time}
+             /*M!100500 , max_statement_time = {time} */;
+             set session transaction isolation level read committed, read only",
+            time = PATIENCE.as_secs(),
+        );
+        // MariaDB's name for it until 11.1; MySQL has the other one, and the server skips what is not for it.
+        let read_back = "select /*M!100000 @@tx_read_only */ /*!80003 @@transaction_read_only */".to_string();
+        Ok(Self { opts: Self::opts(settings)?, session, read_back })
+    }
+
+    fn opts(settings: &ServerSettings) -> Result<Opts, Unavailable> {
+        let opts = Opts::from_url(&settings.url);
+        let opts = opts.map_err(|_| Unavailable::new("connecting", "the URL cannot be read"))?;
+        // Rows that a statement has met, not only those that it has changed: as it is counted everywhere else.
+        Ok(OptsBuilder::from_opts(opts).client_found_rows(true).prefer_socket(false).stmt_cache_size(0).into())
     }
 }
 
@@ -977,6 +994,38 @@ async fn run(connection: &mut Conn, script: &str) -> Result<(), Trouble> {
 /// The rows of one statement.
 async fn query(connection: &mut Conn, sql: &str) -> Result<Vec<Row>, Trouble> {
     connection.query(sql).await.map_err(|error| trouble(&error))
+}
+
+// ---- reading ---------------------------------------------------------------------------------------------------------
+
+/// The account lacks a privilege (MySQL: XA_RECOVER_ADMIN).
+pub(crate) const NO_PRIVILEGE: &str = "1401";
+
+pub(crate) const DIALECT: Dialect = Dialect {
+    is_there: "select 1 from information_schema.tables where table_schema = database() and table_name = 'suture_meta'",
+    version: "select if(version() like '%MariaDB%', version(), concat('MySQL ', version()))",
+    age: "timestampdiff(second, changed_at, current_timestamp(6))",
+};
+
+/// A connection that changes nothing.
+pub(crate) struct ReadOnly(Conn);
+
+impl ReadOnly {
+    pub async fn open(settings: &ServerSettings) -> Result<Self, Unavailable> {
+        Ok(Self(Dialer::reading(settings)?.dial().await?))
+    }
+
+    pub async fn ask(&mut self, doing: &'static str, sql: &str) -> Result<Vec<TextRow>, Unavailable> {
+        let rows = query(&mut self.0, sql).await.map_err(|trouble| trouble.unavailable(doing))?;
+        Ok(rows.iter().map(|row| (0..row.len()).map(|index| column(row, index)).collect()).collect())
+    }
+
+    /// All that is prepared on this server, as far as its name is one of Suture's. It does not tell since when.
+    pub async fn listed(&mut self) -> Result<Vec<(Option<Gid>, Option<Duration>)>, Unavailable> {
+        let listed = query(&mut self.0, "xa recover").await;
+        let listed = listed.map_err(|trouble| trouble.unavailable("reading the list"))?;
+        Ok(listed.iter().map(|row| (listed_gid(row), None)).collect())
+    }
 }
 
 // ---- errors and values -----------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ use tokio::time::sleep;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{AsyncMessage, Client, Error, NoTls, SimpleQueryMessage, Statement};
 
+use crate::books::{Dialect, PATIENCE, TextRow};
 use crate::config::ServerSettings;
 use crate::flights::{InFlight, in_order};
 use crate::ledger::{LEDGER_ID, LedgerRow, StoredKeyRow, StoredRow, all_steps, bind_seed, check_marks, check_mode};
@@ -742,6 +743,8 @@ async fn prepare_ledger(client: &Client, opening: &Opening) -> Result<String, Op
 struct Dialer {
     config: tokio_postgres::Config,
     session: String,
+    /// What the session's last statement answers if it is as it must be.
+    read_back: String,
 }
 
 type Pool = crate::pool::Pool<Dialer>;
@@ -755,12 +758,6 @@ struct Connection {
 
 impl Dialer {
     fn new(settings: &ServerSettings, owner: &Owner, lock_timeout: Duration) -> Result<Self, Unavailable> {
-        let config = settings.url.parse::<tokio_postgres::Config>();
-        let mut config = config.map_err(|_| Unavailable::new("connecting", "the URL cannot be read"))?;
-        config.application_name(format!("suture {}", owner.participant));
-        if config.get_connect_timeout().is_none() {
-            config.connect_timeout(Duration::from_secs(5));
-        }
         // Written out, so that no default of a role or a database counts.
         let session = format!(
             "set synchronous_commit = on; set default_transaction_isolation = 'read committed';
@@ -771,7 +768,30 @@ impl Dialer {
             lock_timeout.as_millis(),
             settings.statement_timeout.max(lock_timeout).as_millis(),
         );
-        Ok(Self { config, session })
+        let config = Self::config(settings, format!("suture {}", owner.participant))?;
+        Ok(Self { config, session, read_back: format!("on{}", minutes(IDLE_TIMEOUT)) })
+    }
+
+    /// For somebody who only reads.
+    fn reading(settings: &ServerSettings, owner: &Owner) -> Result<Self, Unavailable> {
+        let session = format!(
+            "set default_transaction_isolation = 'read committed'; set default_transaction_read_only = on;
+             set lock_timeout = {time}; set statement_timeout = {time};
+             select current_setting('default_transaction_read_only')",
+            time = PATIENCE.as_millis(),
+        );
+        let config = Self::config(settings, format!("suture reads {}", owner.participant))?;
+        Ok(Self { config, session, read_back: "on".to_string() })
+    }
+
+    fn config(settings: &ServerSettings, name: String) -> Result<tokio_postgres::Config, Unavailable> {
+        let config = settings.url.parse::<tokio_postgres::Config>();
+        let mut config = config.map_err(|_| Unavailable::new("connecting", "the URL cannot be read"))?;
+        config.application_name(name);
+        if config.get_connect_timeout().is_none() {
+            config.connect_timeout(Duration::from_secs(5));
+        }
+        Ok(config)
     }
 
     async fn connect(&self) -> Result<Connection, Error> {
@@ -796,7 +816,7 @@ impl Dial for Dialer {
         let failed = |error: Error| unavailable("connecting", &error);
         let connection = self.connect().await.map_err(failed)?;
         let read_back = connection.client.simple_query(&self.session).await.map_err(failed)?;
-        match shows(&read_back, &format!("on{}", minutes(IDLE_TIMEOUT))) {
+        match shows(&read_back, &self.read_back) {
             true => Ok(connection),
             false => Err(Unavailable::new("connecting", "session settings are not taken")),
         }
@@ -918,6 +938,47 @@ fn shows(messages: &[SimpleQueryMessage], expected: &str) -> bool {
         SimpleQueryMessage::Row(row) => row.get(0) == Some(expected),
         _ => false,
     })
+}
+
+// ---- reading ---------------------------------------------------------------------------------------------------------
+
+pub(crate) const DIALECT: Dialect = Dialect {
+    is_there: "select 1 where to_regclass('suture_meta') is not null",
+    version: "select 'PostgreSQL ' || current_setting('server_version')",
+    age: "floor(extract(epoch from now() - changed_at))::bigint",
+};
+
+/// A connection that changes nothing.
+pub(crate) struct ReadOnly(Connection);
+
+impl ReadOnly {
+    pub async fn open(settings: &ServerSettings, owner: &Owner) -> Result<Self, Unavailable> {
+        Ok(Self(Dialer::reading(settings, owner)?.dial().await?))
+    }
+
+    pub async fn ask(&mut self, doing: &'static str, sql: &str) -> Result<Vec<TextRow>, Unavailable> {
+        let messages = self.0.client.simple_query(sql).await.map_err(|error| unavailable(doing, &error))?;
+        let texts = |message: &SimpleQueryMessage| match message {
+            SimpleQueryMessage::Row(row) => {
+                Some((0..row.len()).map(|column| row.get(column).map(str::to_string)).collect())
+            }
+            _ => None,
+        };
+        Ok(messages.iter().filter_map(texts).collect())
+    }
+
+    /// All that is prepared in this database, as far as its name is one of Suture's.
+    pub async fn listed(&mut self) -> Result<Vec<(Option<Gid>, Option<Duration>)>, Unavailable> {
+        let sql = "select gid, extract(epoch from now() - prepared)::float8 from pg_prepared_xacts
+                   where database = current_database()";
+        let rows = self.ask("reading the list", sql).await?;
+        let read = |row: &TextRow| {
+            let text = |column: usize| row.get(column).and_then(Option::as_deref);
+            let age = text(1).and_then(|age| Duration::try_from_secs_f64(age.parse().ok()?).ok());
+            (text(0).and_then(|gid| gid.parse().ok()), age)
+        };
+        Ok(rows.iter().map(read).collect())
+    }
 }
 
 // ---- errors and values -----------------------------------------------------------------------------------------------

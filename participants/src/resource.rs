@@ -268,6 +268,9 @@ pub enum OpenError {
         /// What the ledger says.
         found: String,
     },
+    /// The database was never opened by a participant. Only who reads its books says so: a participant creates the tables.
+    #[error("there is no ledger in this database: start its participant once, or run `suture participant init`")]
+    NoLedger,
     /// A statement does not fit the tables.
     #[error("{place} does not fit the tables ({code}: {said}): correct the SQL, or apply the schema file")]
     Statement {

@@ -13,13 +13,13 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use rusqlite::types::{ToSqlOutput, ValueRef};
-use rusqlite::{Connection, ErrorCode, ToSql, TransactionBehavior, ffi, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, ToSql, TransactionBehavior, ffi, params};
 use serde_json::value::RawValue;
 use suture_contract::ids::{Shard, Txid};
 use suture_contract::messages::{Decision, Prepare};
@@ -31,6 +31,7 @@ use suture_participants_core::values::Value;
 use time::OffsetDateTime;
 use tokio::sync::oneshot;
 
+use crate::books::{Dialect, TextRow};
 use crate::config::SqliteSettings;
 use crate::ledger::{LEDGER_ID, StoredKeyRow, StoredRow, all_steps, bind_seed, check_marks, states_of};
 use crate::reserve::{self, Session, Work};
@@ -575,6 +576,56 @@ fn check_meta(connection: &Connection, opening: &Opening) -> Result<String, Open
         connection.execute("insert into suture_meta values (?1, ?2)", params![name, value]).map_err(failed)?;
     }
     found.get(LEDGER_ID).cloned().ok_or_else(|| broken("ledger_id").into())
+}
+
+pub(crate) const DIALECT: Dialect = Dialect {
+    is_there: "select 1 from sqlite_master where type = 'table' and name = 'suture_meta'",
+    version: "select 'SQLite ' || sqlite_version()",
+    age: "unixepoch() - changed_at",
+};
+
+/// A file that is opened for reading only.
+pub(crate) struct ReadOnly(Arc<Mutex<Connection>>);
+
+impl ReadOnly {
+    pub async fn open(settings: SqliteSettings) -> Result<Self, Unavailable> {
+        let opened = blocking(move || {
+            let failed = |error: rusqlite::Error| unavailable("opening the file", &error);
+            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+            let connection = Connection::open_with_flags(&settings.path, flags).map_err(failed)?;
+            connection.busy_timeout(settings.busy_timeout).map_err(failed)?;
+            Ok(connection)
+        });
+        Ok(Self(Arc::new(Mutex::new(opened.await?))))
+    }
+
+    pub async fn ask(&mut self, doing: &'static str, sql: &str) -> Result<Vec<TextRow>, Unavailable> {
+        let (connection, sql) = (Arc::clone(&self.0), sql.to_string());
+        blocking(move || {
+            let connection = connection.lock().unwrap_or_else(PoisonError::into_inner);
+            let failed = |error: rusqlite::Error| unavailable(doing, &error);
+            let mut statement = connection.prepare(&sql).map_err(failed)?;
+            let columns = statement.column_count();
+            let texts = |row: &rusqlite::Row<'_>| (0..columns).map(|column| text_of(row.get_ref(column)?)).collect();
+            statement.query_map([], texts).and_then(Iterator::collect).map_err(failed)
+        })
+        .await
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Unavailable> + Send + 'static,
+) -> Result<T, Unavailable> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(thread_gone()))
+}
+
+/// A value as text; `None` for what is none.
+fn text_of(value: ValueRef<'_>) -> rusqlite::Result<Option<String>> {
+    Ok(match value {
+        ValueRef::Integer(number) => Some(number.to_string()),
+        ValueRef::Text(_) => Some(value.as_str()?.to_string()),
+        ValueRef::Null | ValueRef::Real(_) | ValueRef::Blob(_) => None,
+    })
 }
 
 fn trouble(error: &rusqlite::Error) -> Trouble {

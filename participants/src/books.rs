@@ -1,0 +1,263 @@
+//! A participant's books: what stands in its database, read by somebody who is not the participant.
+//!
+//! ```text
+//! ledger id, version     who keeps these books, and where
+//! positions, marks       how far it has worked off its logs; below what its finished rows are purged
+//! listed                 branches in the database's own list: ours by name, all others as a number
+//! rows, page, in_doubt   the ledger
+//! ```
+//!
+//! Nothing is created or changed: the session is read-only where the database can say so (PostgreSQL, MariaDB and MySQL), the
+//! file is opened for reading (SQLite, which may lay its `-shm` and `-wal` beside a file that nobody else has open). So it
+//! may be done at any time, beside a running participant too. It takes one connection, and no locks.
+//!
+//! Every answer is a snapshot of its own. Whoever compares books with logs chooses the order in which both are read:
+//! a position before the rows that it vouches for, the list before the rows (a branch that is being committed is in one of
+//! them), the marks after the rows.
+//!
+//! Left out: business tables; the audit table.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use suture_contract::ids::{LogLetters, RequestHash, Shard, Txid};
+use suture_participants_core::branch::State;
+use suture_participants_core::gid::{Gid, Owner};
+use suture_participants_core::operations::Mode;
+
+use crate::config::{Database, ParticipantConfig};
+use crate::ledger::{LEDGER_ID, check_marks};
+use crate::resource::{OpenError, Opening, Position, Unavailable};
+use crate::trouble::within;
+use crate::{mariadb, postgres, sqlite};
+
+/// Most rows of a page, and most txids of one question.
+pub const PAGE: usize = 1_000;
+
+/// How long an answer may take: pages of large ledgers, on a busy server.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A row as text, column by column; `None` is NULL, or what is no text.
+pub(crate) type TextRow = Vec<Option<String>>;
+
+/// A participant's books, opened for reading.
+pub struct Books {
+    asked: Asked,
+    owner: Owner,
+    mode: Mode,
+    ledger_id: String,
+    version: String,
+}
+
+/// Whom the questions go to.
+enum Asked {
+    Sqlite(sqlite::ReadOnly),
+    Postgres(Box<postgres::ReadOnly>),
+    Mariadb(Box<mariadb::ReadOnly>),
+}
+
+/// A row of the ledger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BookRow {
+    /// Which transaction.
+    pub txid: Txid,
+    /// What became of it here; `None`: a person has abandoned it.
+    pub state: Option<State>,
+    /// What it was about.
+    pub hash: RequestHash,
+    /// Since when, by the database's clock.
+    pub age: Duration,
+}
+
+/// Below this offset of a shard's requests finished rows are purged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    /// Which incarnation of the requests topic.
+    pub letters: LogLetters,
+    /// Its partition.
+    pub shard: Shard,
+    /// Everything below is finished.
+    pub next_offset: u64,
+}
+
+/// The database's own list of prepared branches.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Listed {
+    /// Those with this participant's name in this deployment.
+    pub ours: Vec<ListedBranch>,
+    /// How many others: another participant's, another deployment's, or none of Suture's.
+    pub foreign: u64,
+}
+
+/// A prepared branch of this participant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedBranch {
+    /// Its name.
+    pub gid: Gid,
+    /// Since when, by the database's clock; not every list tells.
+    pub age: Option<Duration>,
+}
+
+impl Books {
+    /// Connects, and refuses what is no ledger, of another version or somebody else's.
+    pub async fn open(config: &ParticipantConfig, opening: &Opening) -> Result<Self, OpenError> {
+        let owner = opening.owner.clone();
+        let mut asked = match &config.database {
+            Database::Sqlite(settings) => Asked::Sqlite(sqlite::ReadOnly::open(settings.clone()).await?),
+            Database::Postgres(settings) => {
+                Asked::Postgres(Box::new(postgres::ReadOnly::open(settings, &owner).await?))
+            }
+            Database::Mariadb(settings) => Asked::Mariadb(Box::new(mariadb::ReadOnly::open(settings).await?)),
+        };
+        let doing = "looking for the ledger";
+        if asked.ask(doing, asked.dialect().is_there).await?.is_empty() {
+            return Err(OpenError::NoLedger);
+        }
+        let doing = "reading the ledger's marks";
+        let found = asked.ask(doing, "select name, value from suture_meta").await?;
+        let found: BTreeMap<String, String> =
+            found.iter().filter_map(|row| Some((text(row, 0)?.to_string(), text(row, 1)?.to_string()))).collect();
+        // One that another version has made says so; one that lacks marks was never opened by its participant.
+        let missing = check_marks(&found, opening)?;
+        let ledger_id = found.get(LEDGER_ID).filter(|_| missing.iter().all(|(name, _)| *name == "identity_key"));
+        let ledger_id = ledger_id.cloned().ok_or(OpenError::NoLedger)?;
+        let version = asked.ask("asking for the version", asked.dialect().version).await?;
+        let version = version.first().and_then(|row| text(row, 0)).unwrap_or("?").to_string();
+        Ok(Self { asked, owner, mode: opening.mode, ledger_id, version })
+    }
+
+    /// The name of this ledger, made when it was created.
+    pub fn ledger_id(&self) -> &str {
+        &self.ledger_id
+    }
+
+    /// What the database says about its version.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// All positions that were ever stored, of all topics.
+    pub async fn positions(&mut self) -> Result<Vec<Position>, Unavailable> {
+        let sql = "select topic, letters, shard, next_offset from suture_positions";
+        self.read("reading positions", sql, |row| {
+            let (topic, letters) = (text(row, 0)?.to_string(), parsed(row, 1)?);
+            Some(Position { topic, letters, shard: Shard(parsed(row, 2)?), next_offset: parsed(row, 3)? })
+        })
+        .await
+    }
+
+    /// Below which offsets rows are purged.
+    pub async fn marks(&mut self) -> Result<Vec<Mark>, Unavailable> {
+        self.read("reading the purge's marks", "select letters, shard, next_offset from suture_marks", |row| {
+            Some(Mark { letters: parsed(row, 0)?, shard: Shard(parsed(row, 1)?), next_offset: parsed(row, 2)? })
+        })
+        .await
+    }
+
+    /// The rows of these transactions, as far as there are any, in no order.
+    pub async fn rows(&mut self, txids: &[Txid]) -> Result<Vec<BookRow>, Unavailable> {
+        let mut rows = Vec::with_capacity(txids.len());
+        for txids in txids.chunks(PAGE) {
+            // A txid has a closed alphabet, without quotes.
+            let names: Vec<String> = txids.iter().map(|txid| format!("'{txid}'")).collect();
+            rows.extend(self.ledger(&format!("where txid in ({})", names.join(", "))).await?);
+        }
+        Ok(rows)
+    }
+
+    /// The next page of the whole ledger, in its database's own order; an empty one is its end.
+    pub async fn page(&mut self, after: Option<&Txid>) -> Result<Vec<BookRow>, Unavailable> {
+        let after = after.map(|txid| format!("where txid > '{txid}' ")).unwrap_or_default();
+        self.ledger(&format!("{after}order by txid limit {PAGE}")).await
+    }
+
+    /// The rows in doubt. In mode xa there are none: the branch is in the list instead.
+    pub async fn in_doubt(&mut self) -> Result<Vec<BookRow>, Unavailable> {
+        self.ledger("where state = 'in_doubt'").await
+    }
+
+    /// The database's list of prepared branches.
+    pub async fn listed(&mut self) -> Result<Listed, Unavailable> {
+        let doing = "reading the list";
+        let listed = match &mut self.asked {
+            Asked::Sqlite(_) => return Ok(Listed::default()),
+            Asked::Postgres(asked) => within(PATIENCE, doing, asked.listed()).await,
+            Asked::Mariadb(asked) => within(PATIENCE, doing, asked.listed()).await,
+        };
+        let listed = match (self.mode, listed) {
+            // An account that may not see the list has nothing in it.
+            (Mode::Reserve, Err(Unavailable { code, .. })) if code == mariadb::NO_PRIVILEGE => Vec::new(),
+            (_, listed) => listed?,
+        };
+        let mut sorted = Listed::default();
+        for (gid, age) in listed {
+            match gid.filter(|gid| gid.owner == self.owner) {
+                Some(gid) => sorted.ours.push(ListedBranch { gid, age }),
+                None => sorted.foreign += 1,
+            }
+        }
+        Ok(sorted)
+    }
+
+    async fn ledger(&mut self, which: &str) -> Result<Vec<BookRow>, Unavailable> {
+        let sql = format!("select txid, state, hash, {} from suture_ledger {which}", self.asked.dialect().age);
+        self.read("reading the ledger", &sql, |row| {
+            let state = match text(row, 1)? {
+                "abandoned" => None,
+                state => Some(State::of_ledger(state)?),
+            };
+            // A clock that was set back makes nothing younger than new.
+            let age = Duration::from_secs(u64::try_from(parsed::<i64>(row, 3)?).unwrap_or(0));
+            Some(BookRow { txid: parsed(row, 0)?, state, hash: parsed(row, 2)?, age })
+        })
+        .await
+    }
+
+    /// What is read back is checked as strictly as a message.
+    async fn read<T>(
+        &mut self,
+        doing: &'static str,
+        sql: &str,
+        row: impl Fn(&TextRow) -> Option<T>,
+    ) -> Result<Vec<T>, Unavailable> {
+        let rows = self.asked.ask(doing, sql).await?;
+        rows.iter().map(|text| row(text).ok_or_else(|| Unavailable::new(doing, "a row cannot be read"))).collect()
+    }
+}
+
+/// What differs from database to database.
+pub(crate) struct Dialect {
+    /// A row if there is a ledger.
+    pub is_there: &'static str,
+    /// Its version, for people.
+    pub version: &'static str,
+    /// The age of a ledger row in whole seconds.
+    pub age: &'static str,
+}
+
+impl Asked {
+    fn dialect(&self) -> &'static Dialect {
+        match self {
+            Self::Sqlite(_) => &sqlite::DIALECT,
+            Self::Postgres(_) => &postgres::DIALECT,
+            Self::Mariadb(_) => &mariadb::DIALECT,
+        }
+    }
+
+    async fn ask(&mut self, doing: &'static str, sql: &str) -> Result<Vec<TextRow>, Unavailable> {
+        match self {
+            Self::Sqlite(asked) => within(PATIENCE, doing, asked.ask(doing, sql)).await,
+            Self::Postgres(asked) => within(PATIENCE, doing, asked.ask(doing, sql)).await,
+            Self::Mariadb(asked) => within(PATIENCE, doing, asked.ask(doing, sql)).await,
+        }
+    }
+}
+
+fn text(row: &TextRow, column: usize) -> Option<&str> {
+    row.get(column)?.as_deref()
+}
+
+/// A column that is read from text: a number, a name.
+fn parsed<T: std::str::FromStr>(row: &TextRow, column: usize) -> Option<T> {
+    text(row, column)?.parse().ok()
+}
