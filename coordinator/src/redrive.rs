@@ -294,10 +294,8 @@ impl Service {
             }
         }
         self.consumer.commit_now(|place, next| position(&self.shards, place, next));
-        let (lookup, ended) = (self.lookup, self.consumer.end(deadline, self.appends.into_outbox()));
-        ended.await.map_err(|_| IngestFailure::ClientGone)?;
-        let closed = tokio::task::spawn_blocking(move || lookup.close(DRAIN));
-        closed.await.map_err(|_| IngestFailure::ClientGone)
+        let ended = self.consumer.end(deadline, self.appends.into_outbox());
+        ended.await.map_err(|_| IngestFailure::ClientGone)
     }
 }
 
