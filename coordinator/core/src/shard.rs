@@ -43,16 +43,15 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use suture_contract::codec::{self, RequestsRecord, Unreadable};
-use suture_contract::ids::{LogLetters, OrderKey, Origin, Participant, RequestHash, Shard as ShardId, Txid, code};
+use suture_contract::ids::{LogLetters, Origin, Participant, RequestHash, Shard as ShardId, Txid, code};
 use suture_contract::messages::{
-    Ballot, Cancel, Decision, MAX_BRANCHES, MAX_DEADLINE_MS, MAX_REQUEST_BYTES, Outcome, Prepare, RegisterView,
-    Rejection, Request, Verdict, Vote, Voter,
+    Ballot, Cancel, Decision, Outcome, Prepare, RegisterView, Rejection, Request, Verdict, Vote, Voter,
 };
-use suture_contract::partitioner::shard_of;
 
 use crate::early::{EarlyVotes, HeldVote};
 use crate::inquiry::{Claim, Inquiries};
 use crate::positions::Positions;
+use crate::records::{Place, order_key};
 use crate::transaction::{
     Content, Effect, Event, Line, NoReason, Reason, Register, Sending, State, Transaction, Violation,
 };
@@ -700,52 +699,9 @@ impl Shard {
         self.place_early()
     }
 
-    /// Whether a record is a request: by the record alone.
     fn read_request(&self, raw: Raw<'_>) -> Result<Result<RequestsRecord, Rejected>, Stop> {
-        let value = raw.value.unwrap_or_default();
-        if value.len() > MAX_REQUEST_BYTES {
-            return Ok(Err(Rejected::TooLarge));
-        }
-        let record = match codec::decode_requests_record(value) {
-            Ok(record) => record,
-            Err(Unreadable::Newer { v }) => {
-                return Err(Stop::Newer { topic: "requests".to_string(), offset: raw.offset, v });
-            }
-            Err(unreadable) => return Ok(Err(Rejected::Unreadable(unreadable))),
-        };
-        let rejected = match &record {
-            RequestsRecord::Request(request) => self.why_no_request(raw.key, request),
-            RequestsRecord::Cancel(cancel) => self.why_no_cancel(raw.offset, cancel),
-        };
-        Ok(rejected.map_or(Ok(record), Err))
-    }
-
-    fn why_no_request(&self, key: Option<&[u8]>, request: &Request) -> Option<Rejected> {
-        let Some(key) = key.filter(|key| !key.is_empty()) else { return Some(Rejected::NoKey) };
-        if shard_of(key, self.partitions) != self.id {
-            return Some(Rejected::Misrouted);
-        }
-        if request.branches.is_empty() {
-            return Some(Rejected::NoParticipant);
-        }
-        if request.branches.len() > MAX_BRANCHES {
-            return Some(Rejected::TooManyParticipants);
-        }
-        let named: BTreeSet<_> = request.branches.iter().map(|branch| &branch.participant).collect();
-        if named.len() < request.branches.len() {
-            return Some(Rejected::ParticipantTwice);
-        }
-        if !(1..=MAX_DEADLINE_MS).contains(&request.deadline_ms) {
-            return Some(Rejected::BadDeadline);
-        }
-        (request.ordered && order_key(key).is_none()).then_some(Rejected::BadOrderKey)
-    }
-
-    fn why_no_cancel(&self, offset: u64, cancel: &Cancel) -> Option<Rejected> {
-        if cancel.txid.log != self.log || cancel.txid.offset >= offset {
-            return Some(Rejected::UnknownTransaction);
-        }
-        (cancel.txid.shard != self.id).then_some(Rejected::Misrouted)
+        let newer = |v| Stop::Newer { topic: "requests".to_string(), offset: raw.offset, v };
+        self.place().read_request(raw).map_err(newer)
     }
 
     fn open(&mut self, raw: Raw<'_>, request: Request) -> Result<(), Stop> {
@@ -819,7 +775,8 @@ impl Shard {
             return Ok(());
         }
         place.next_vote = raw.offset + 1;
-        let vote = match self.read_vote(participant, raw)? {
+        let newer = |v| Stop::Newer { topic: format!("votes.{participant}"), offset: raw.offset, v };
+        let vote = match self.place().read_vote(participant, raw).map_err(newer)? {
             Ok(vote) => HeldVote { at: raw.offset, came_ms: raw.timestamp_ms, vote },
             Err(void) => {
                 self.void(seat, raw.offset, void);
@@ -836,30 +793,6 @@ impl Shard {
             return Ok(());
         }
         self.count_vote(seat, vote)
-    }
-
-    /// Whether a record is a vote of this partition's participant: by the record alone.
-    fn read_vote(&self, participant: &Participant, raw: Raw<'_>) -> Result<Result<Vote, VoidVote>, Stop> {
-        let vote: Vote = match codec::decode(raw.value.unwrap_or_default()) {
-            Ok(vote) => vote,
-            Err(Unreadable::Newer { v }) => {
-                return Err(Stop::Newer { topic: format!("votes.{participant}"), offset: raw.offset, v });
-            }
-            Err(_) => return Ok(Err(VoidVote::Unreadable)),
-        };
-        if vote.txid.log != self.log {
-            return Ok(Err(VoidVote::ForeignLog));
-        }
-        let key_fits = raw.key.is_some_and(|key| key == vote.txid.to_string().as_bytes());
-        if !key_fits || vote.txid.shard != self.id || vote.participant != *participant {
-            return Ok(Err(VoidVote::Misrouted));
-        }
-        let well_formed = match (vote.vote, vote.by) {
-            (Ballot::No, Voter::Participant | Voter::Coordinator) => vote.code.is_some(),
-            (Ballot::Yes, Voter::Participant) => true,
-            (Ballot::Yes, Voter::Coordinator) => false,
-        };
-        Ok(if well_formed { Ok(vote) } else { Err(VoidVote::Malformed) })
     }
 
     /// Fills a register, if the vote is its first. The request was read before.
@@ -1233,6 +1166,10 @@ impl Shard {
         Ok(seat)
     }
 
+    fn place(&self) -> Place {
+        Place { log: self.log, shard: self.id, partitions: self.partitions }
+    }
+
     fn txid(&self, offset: u64) -> Txid {
         Txid { log: self.log, shard: self.id, offset }
     }
@@ -1471,11 +1408,6 @@ fn read_decision(offset: u64, value: &[u8]) -> Result<Decision, Stop> {
         Unreadable::Newer { v } => Stop::Newer { topic: "decisions".to_string(), offset, v },
         _ => Stop::BadDecision { offset, reason: "it cannot be read" },
     })
-}
-
-/// The key of a request record, where it may stand for the order of transactions.
-fn order_key(key: &[u8]) -> Option<OrderKey> {
-    std::str::from_utf8(key).ok()?.parse().ok()
 }
 
 fn content_of(key: Option<&[u8]>, request: Request) -> Box<Content> {
