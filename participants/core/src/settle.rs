@@ -152,7 +152,7 @@ mod tests {
         let said = |keys: &[KeyRow], settled| settle(None, keys, &word(Event::Commit, settled));
         let own = of_key("k3f9q-3-1042", State::Aborted, 1);
         let other = |state, attempt| of_key("k3f9q-3-7", state, attempt);
-        assert!(said(&[own.clone()], Settled::Committed).is_ok(), "its own row is replaced");
+        assert!(said(std::slice::from_ref(&own), Settled::Committed).is_ok(), "its own row is replaced");
         for live in [other(State::Committed, 2), other(State::InDoubt, 2), other(State::Aborted, 1)] {
             let taken = Unsettled::KeyTaken(live.txid);
             assert_eq!(said(&[own.clone(), live], Settled::Committed), Err(taken));
