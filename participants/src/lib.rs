@@ -6,9 +6,11 @@
 //! - `take`: from where a shard is read, and `jobs`: work for the database;
 //! - `upkeep`: what is done now and then, with `seek`, which looks into the logs for it;
 //! - [`envelope`]: what is trusted about a record before anything acts on it;
+//! - [`incidents`]: what a person must know, and how he settles it; `alarms`: the service's side of it;
 //! - [`config`]: a participant's TOML file;
 //! - [`resource`]: what a database must be able to do, and what the loop may rely on;
 //! - `reserve`, `xa`: how a branch goes through each mode, whatever the database; `server`: both, behind a server;
+//!   `resolve`: what a person says about a branch;
 //! - [`sqlite`], [`postgres`], [`mariadb`]: what differs between databases, one file each;
 //! - [`opened`]: one of them, as the configuration says;
 //! - [`ledger`]: what all ledgers have in common; `trouble`: errors by who is to blame; `pool`, `flights`: connections;
@@ -31,6 +33,9 @@ mod take;
 mod upkeep;
 
 pub mod envelope;
+
+mod alarms;
+pub mod incidents;
 
 pub mod config;
 

@@ -19,7 +19,8 @@
 //!   is durable. Everything is done again after a crash, and the ledger makes that harmless. For the same reason a shard that
 //!   goes to another instance is simply let go, in whatever state.
 //! - **What must not happen stops the shard** (a fault of the ledger, an unreadable decision, a newer version): one error,
-//!   nothing is acknowledged past it, the other shards go on. It stays stopped until the process starts anew.
+//!   nothing is acknowledged past it, the other shards go on. It is taken anew when a person has settled the incident that
+//!   stopped it (`incidents`); else it stays stopped until the process starts anew.
 //! - Who is in doubt for too long asks for its decision, and never ends a branch by itself (`upkeep`).
 //! - A database that does not answer is asked again for as long as it takes. Nothing is voted meanwhile.
 //!
@@ -28,15 +29,15 @@
 //!
 //! Left out: restore.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use suture_contract::codec::encode;
-use suture_contract::ids::{BusinessKey, Participant, Shard, Txid};
-use suture_contract::messages::{Ballot, Decision, Prepare, Vote, Voter};
+use suture_contract::ids::{BusinessKey, LogLetters, Participant, Shard, Txid};
+use suture_contract::messages::{Ballot, Decision, Incident, IncidentKind, Prepare, Vote, Voter};
 use suture_contract::topic_map::participant_group;
-use suture_participants_core::branch::Answer;
+use suture_participants_core::branch::{Answer, Violation, Wrong};
 use suture_participants_core::doubts::Ask;
 use suture_participants_core::lines::Lines;
 use suture_participants_core::progress::Progress;
@@ -51,11 +52,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use crate::alarms::{Alarms, Look};
 use crate::config::UpkeepSettings;
 use crate::envelope::{Read, read_decision, read_prepare};
+use crate::incidents::{self, Place};
 use crate::jobs::{Job, decide, prepare, until_answered};
 use crate::points::{Act, after, around, before};
-use crate::resource::{Batching, Decided, Effect, Position, Prepared, Resource};
+use crate::resource::{Batching, Decided, Effect, Fault, Position, Prepared, Resource};
 use crate::seek::Seeker;
 use crate::take::{Letters, Names, Taken, blocking, lag, look_at_topics, look_up, refuse_foreign};
 use crate::upkeep::{Found, Upkeep};
@@ -68,6 +71,9 @@ const STORE_EVERY: Duration = Duration::from_millis(100);
 
 /// How often it is looked up whether those that parked prepares wait for are in doubt still.
 const LOOK_AT_LINES_EVERY: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether a person has settled something, and whether somebody has finished a branch by hand.
+const LOOK_AT_INCIDENTS_EVERY: Duration = Duration::from_secs(1);
 
 /// Most prepares that are held back, each with its payload. With so many none is read before some have run.
 const MOST_HELD: usize = 1_000;
@@ -157,9 +163,17 @@ pub async fn run<R: Resource>(
         names: names.clone(),
         requests: letters.requests,
     };
+    let alarms = Alarms::new(
+        participant.clone(),
+        Arc::clone(&resource),
+        Arc::clone(&probe),
+        names.outcomes.clone(),
+        names.decisions.clone(),
+    );
     let mut service = Service {
         participant: participant.clone(),
         upkeep: Upkeep::new(participant.clone(), &upkeep, seeker),
+        alarms,
         names,
         letters,
         resource,
@@ -187,7 +201,7 @@ pub async fn run<R: Resource>(
         commit_job: JoinSet::new(),
         summary_job: JoinSet::new(),
         votes: HashMap::new(),
-        last_vote: 0,
+        last_token: 0,
         unsent: VecDeque::new(),
         noted_aborts: 0,
     };
@@ -220,6 +234,7 @@ struct Service<R> {
     names: Names,
     letters: Letters,
     resource: Arc<R>,
+    alarms: Alarms<R>,
     probe: Arc<Probe>,
     outbox: Outbox,
     prepares: Reader,
@@ -256,7 +271,8 @@ struct Service<R> {
     summary_job: JoinSet<()>,
     /// Votes whose append is not acknowledged, by token.
     votes: HashMap<u64, PendingVote>,
-    last_vote: u64,
+    /// Of an append: a vote, or an incident.
+    last_token: u64,
     /// Votes that wait for room in the outbox.
     unsent: VecDeque<u64>,
     /// Aborts of prepares that never ran here, since they were last told.
@@ -279,7 +295,7 @@ struct ShardState {
     decisions: Track,
 }
 
-/// Goes from taking to catching up to live; to stopped from anywhere, and stays.
+/// Goes from taking to catching up to live; to stopped from anywhere, and stays until it is taken anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     /// Its positions are being looked up, by the take of this number.
@@ -301,6 +317,8 @@ struct Track {
     stored: Option<u64>,
     /// What the group's offset says.
     committed: Option<u64>,
+    /// Records that a person has let be passed.
+    skips: BTreeSet<u64>,
 }
 
 impl<R: Resource> Service<R> {
@@ -309,6 +327,8 @@ impl<R: Resource> Service<R> {
         store.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut lines = interval(LOOK_AT_LINES_EVERY);
         lines.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut incidents = interval(LOOK_AT_INCIDENTS_EVERY);
+        incidents.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut summary = interval(SUMMARY_EVERY);
         summary.set_missed_tick_behavior(MissedTickBehavior::Delay);
         summary.tick().await;
@@ -339,7 +359,9 @@ impl<R: Resource> Service<R> {
                     self.store_positions();
                     self.upkeep.tick(&self.resource);
                 }
+                Some(look) = self.alarms.looked() => self.on_look(look.map_err(|_| ServiceError::Job)?),
                 _ = lines.tick() => self.look_at_lines(),
+                _ = incidents.tick() => self.look_at_incidents(),
                 _ = summary.tick() => self.summarise(),
             }
             self.start_decisions();
@@ -371,6 +393,7 @@ impl<R: Resource> Service<R> {
             self.stop_reading(*shard);
             self.shards.remove(shard);
             self.lines.forget(*shard);
+            self.alarms.forget(*shard);
         }
         let new: Vec<Shard> = ours.iter().filter(|shard| !self.shards.contains_key(shard)).copied().collect();
         tracing::info!(participant = %self.participant, shards = ours.len(), new = new.len(), gone = gone.len(), "shards assigned");
@@ -402,9 +425,12 @@ impl<R: Resource> Service<R> {
             let Some(state) = self.shards.get_mut(&shard).filter(|state| state.phase == Phase::Taking(take)) else {
                 continue;
             };
-            taken.in_doubt.into_iter().for_each(|txid| self.lines.was_there(txid));
-            state.prepares = Track::starting_at(taken.prepares);
-            state.decisions = Track::starting_at(taken.decisions);
+            for txid in taken.in_doubt {
+                self.lines.was_there(txid);
+                self.alarms.was_there(txid);
+            }
+            state.prepares = Track { skips: taken.skipped_prepares, ..Track::starting_at(taken.prepares) };
+            state.decisions = Track { skips: taken.skipped_decisions, ..Track::starting_at(taken.decisions) };
             if let Some(problem) = taken.problem {
                 self.stop(shard, None, &problem);
                 continue;
@@ -443,11 +469,77 @@ impl<R: Resource> Service<R> {
             "shard stopped: nothing behind this is acknowledged; the other shards go on"
         );
         self.stop_reading(shard);
+        self.alarms.stands_still(shard);
     }
 
     fn stop_reading(&self, shard: Shard) {
         self.prepares.remove(&[(&self.names.prepares, shard.partition())]);
         self.decisions.remove(&[(&self.names.decisions, shard.partition())]);
+    }
+
+    // ---- incidents ---------------------------------------------------------------------------------------------------
+
+    /// Stops the shard in front of a record until a person has settled it, or passes the record if he has said so.
+    fn on_incident(&mut self, place: Place, incident: Incident, problem: &str) {
+        let (participant, shard, offset, txid) = (self.participant.clone(), place.shard, place.offset, incident.txid);
+        let is_never_passed = matches!(incident.what, IncidentKind::Lost | IncidentKind::Contradiction);
+        // It may be somebody else's by now, and he meets the same.
+        let Some(track) = self.track_of(&place.topic, shard) else { return };
+        if track.skips.contains(&offset) && !is_never_passed {
+            track.progress.done(offset);
+            tracing::warn!(%participant, %shard, %place, problem, "a record is passed: a person has said so");
+            return self.go_live_if_caught_up(shard);
+        }
+        let problem = format!("{problem}; see `suture participant {participant} lost`");
+        self.stop(shard, txid, &problem);
+        self.alarms.raise(shard, incidents::entry_at(&place, incident));
+    }
+
+    /// What the database could not do. Only what is against the ledger is a person's to settle here.
+    fn on_fault(&mut self, place: Place, about: Incident, fault: &Fault) {
+        let what = match fault {
+            Fault::Violation(Violation { wrong: Wrong::Lost, .. }) => IncidentKind::Lost,
+            Fault::Violation(Violation { wrong: Wrong::Contradiction, .. }) => IncidentKind::Contradiction,
+            Fault::Violation(Violation { wrong: Wrong::OtherHash, .. }) => IncidentKind::OtherHash,
+            Fault::Finish { .. } | Fault::NoOperation { .. } | Fault::BrokenRow => {
+                return self.stop(place.shard, about.txid, &fault.to_string());
+            }
+        };
+        self.on_incident(place, Incident { what, ..about }, &fault.to_string());
+    }
+
+    fn on_unreadable(&mut self, what: &str, topic: String, letters: LogLetters, record: &Record, why: &'static str) {
+        let Some(shard) = Shard::of_partition(record.partition) else { return };
+        let place = Place { topic, letters, shard, offset: record.offset };
+        let about = incidents::incident(&self.participant, IncidentKind::Unreadable);
+        let unreadable = Incident { code: why.parse().ok(), ..about };
+        self.on_incident(place, unreadable, &unusable(what, record, why));
+    }
+
+    fn look_at_incidents(&mut self) {
+        let (shards, deciding) = (&self.shards, &self.deciding);
+        let waiting: HashSet<Txid> =
+            self.decision_queue.iter().chain(&self.held_decisions).map(|job| job.message.txid).collect();
+        let is_live = |state: &&ShardState| state.phase == Phase::Live;
+        let read_to = |shard| Some(shards.get(&shard).filter(is_live)?.decisions.progress.next());
+        self.alarms.note_finished_by_hand(read_to, |txid| deciding.contains(txid) || waiting.contains(txid));
+        self.alarms.look();
+    }
+
+    fn on_look(&mut self, look: Look) {
+        for (shard, settled) in self.alarms.take_in(look, &self.outbox, &mut self.last_token) {
+            if self.shards.get(&shard).is_none_or(|state| state.phase != Phase::Stopped) {
+                continue;
+            }
+            tracing::info!(participant = %self.participant, %shard, settled, "a person has settled it: the shard goes on");
+            self.prepare_queue.retain(|job| job.shard != shard);
+            self.held_prepares.retain(|job| job.shard != shard);
+            self.decision_queue.retain(|job| job.shard != shard);
+            self.held_decisions.retain(|job| job.shard != shard);
+            self.lines.forget(shard);
+            self.alarms.forget(shard);
+            self.take(vec![shard]);
+        }
     }
 
     // ---- decisions ---------------------------------------------------------------------------------------------------
@@ -479,6 +571,7 @@ impl<R: Resource> Service<R> {
         let Some(shard) = Shard::of_partition(record.partition) else { return };
         match read_decision(record, &participant) {
             Read::Ours(message) => {
+                self.alarms.is_decided(&message.txid);
                 self.decision_queue.push_back(Job { shard, offset: record.offset, message, traceparent: None });
             }
             Read::Passed | Read::Odd(_) => {
@@ -486,7 +579,8 @@ impl<R: Resource> Service<R> {
                 self.go_live_if_caught_up(shard);
             }
             Read::Stop(why) => {
-                self.stop(shard, None, &unusable("decision", record, why));
+                let topic = self.names.decisions.clone();
+                self.on_unreadable("decision", topic, self.letters.decisions, record, why);
             }
         }
     }
@@ -512,6 +606,7 @@ impl<R: Resource> Service<R> {
         for (job, _) in decided.iter().filter(|(_, decided)| decided.is_ok()) {
             self.lines.leaves(&job.message.txid);
             self.upkeep.ends(&job.message.txid);
+            self.alarms.is_decided(&job.message.txid);
         }
         self.release_prepares();
         for (job, decided) in decided {
@@ -525,7 +620,11 @@ impl<R: Resource> Service<R> {
                     }
                     self.go_live_if_caught_up(shard);
                 }
-                Err(fault) => self.stop(shard, Some(message.txid), &fault.to_string()),
+                Err(fault) => {
+                    let (topic, letters) = (self.names.decisions.clone(), self.letters.decisions);
+                    let about = incidents::about_decision(&self.participant, &message);
+                    self.on_fault(Place { topic, letters, shard, offset }, about, &fault);
+                }
             }
         }
     }
@@ -570,7 +669,10 @@ impl<R: Resource> Service<R> {
                 let participant = &self.participant;
                 tracing::warn!(%participant, %shard, offset, why, "a record on our prepare topic is passed without a vote");
             }
-            Read::Stop(why) => self.stop(shard, None, &unusable("prepare", &record, why)),
+            Read::Stop(why) => {
+                let topic = self.names.prepares.clone();
+                self.on_unreadable("prepare", topic, self.letters.prepares, &record, why);
+            }
         }
     }
 
@@ -659,13 +761,22 @@ impl<R: Resource> Service<R> {
             match prepared {
                 Prepared::Answer(answer) => {
                     match answer {
-                        Answer::Yes => self.upkeep.said_yes(job.message.txid, job.message.hash),
+                        Answer::Yes => {
+                            self.upkeep.said_yes(job.message.txid, job.message.hash);
+                            if self.is_running(job.shard) {
+                                self.alarms.voted(&job.message);
+                            }
+                        }
                         Answer::No(_) => self.lines.leaves(&job.message.txid),
                     }
                     self.vote(job, answer);
                 }
                 Prepared::Later => later.push(job),
-                Prepared::Fault(fault) => self.stop(job.shard, Some(job.message.txid), &fault.to_string()),
+                Prepared::Fault(fault) => {
+                    let (topic, letters) = (self.names.prepares.clone(), self.letters.prepares);
+                    let about = incidents::about_prepare(&self.participant, &job.message);
+                    self.on_fault(Place { topic, letters, shard: job.shard, offset: job.offset }, about, &fault);
+                }
             }
         }
         self.is_full |= !later.is_empty();
@@ -715,9 +826,9 @@ impl<R: Resource> Service<R> {
     fn send(&mut self, vote: &Vote, pending: PendingVote) {
         let Vote { txid, vote, code, inquiry, .. } = vote;
         tracing::debug!(participant = %self.participant, %txid, ?vote, ?code, inquiry, "voting");
-        self.last_vote += 1;
-        self.votes.insert(self.last_vote, pending);
-        self.unsent.push_back(self.last_vote);
+        self.last_token += 1;
+        self.votes.insert(self.last_token, pending);
+        self.unsent.push_back(self.last_token);
         self.send_unsent();
     }
 
@@ -739,6 +850,9 @@ impl<R: Resource> Service<R> {
     }
 
     fn on_delivery(&mut self, Delivery { token, result }: Delivery) -> Result<(), ServiceError> {
+        if self.alarms.is_told(token, &result) {
+            return Ok(());
+        }
         match result {
             Ok(_) => {
                 before(Act::VoteIsThere);
@@ -894,6 +1008,7 @@ impl<R: Resource> Service<R> {
             return;
         }
         self.tell_noted_aborts();
+        self.alarms.try_again();
         for (shard, state) in &self.shards {
             if let Phase::CatchingUp { end } = state.phase {
                 let position = state.decisions.progress.position();
@@ -973,6 +1088,7 @@ impl<R: Resource> Service<R> {
             }
             self.send_unsent();
         }
+        self.alarms.finish().await;
         // Twice: what is under way may be older than what is done.
         for _ in 0..2 {
             self.store_positions();
@@ -988,7 +1104,8 @@ impl<R: Resource> Service<R> {
 
 impl Track {
     fn starting_at(position: u64) -> Self {
-        Self { progress: Progress::starting_at(position), awaits: None, stored: None, committed: None }
+        let progress = Progress::starting_at(position);
+        Self { progress, awaits: None, stored: None, committed: None, skips: BTreeSet::new() }
     }
 
     fn positioned(&mut self, offset: u64) {
@@ -1019,7 +1136,7 @@ fn unusable(what: &str, record: &Record, why: &str) -> String {
     let Record { topic, partition, offset, .. } = record;
     let remedy = match why {
         "newer_version" => "upgrade this participant, then start it again",
-        _ => "it is never skipped; find out who wrote it: only coordinators may write to this topic",
+        _ => "find out who wrote it: only coordinators may write to this topic",
     };
     format!("the {what} at {topic}/{partition}/{offset} is {why}: {remedy}")
 }

@@ -326,8 +326,8 @@ impl Ledger {
     }
 
     fn noted(&self, which: Which) -> Result<Vec<Noted>, Unavailable> {
-        let sql = "select entry, record_key, record, told, changed_at from suture_audit where ?1 or not told
-                   order by changed_at, entry";
+        let sql =
+            "select entry, record_key, record, told, changed_at from suture_audit where ?1 or not told order by rowid";
         let rows = self.query(sql, params![which == Which::All], |row| {
             let entry = Entry { entry: row.get(0)?, record_key: row.get(1)?, record: row.get(2)? };
             Ok((entry, row.get::<_, bool>(3)?, row.get::<_, i64>(4)?))

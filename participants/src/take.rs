@@ -10,6 +10,7 @@
 //! Branches in doubt of another requests log, or while the decision log is another one, are refused before anything is
 //! read: their decisions may be gone.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,8 +22,9 @@ use suture_topics::probe::{Probe, refuse_unfit};
 use suture_topics::settings::KafkaSettings;
 use tokio::time::sleep;
 
+use crate::incidents::{Place, skipped};
 use crate::jobs::until_answered;
-use crate::resource::{Position, Resource};
+use crate::resource::{Position, Resource, Which};
 use crate::service::ServiceError;
 
 /// How often an end of a log that lies before our position is looked at again before it is believed, and the pause between.
@@ -36,6 +38,7 @@ pub(crate) struct Names {
     pub(crate) prepares: String,
     pub(crate) votes: String,
     pub(crate) decisions: String,
+    pub(crate) outcomes: String,
 }
 
 impl Names {
@@ -46,6 +49,7 @@ impl Names {
             prepares: name(Topic::Prepare(participant.clone())),
             votes: name(Topic::Votes(participant.clone())),
             decisions: name(Topic::Decisions),
+            outcomes: name(Topic::Outcomes),
         }
     }
 }
@@ -112,6 +116,9 @@ pub(crate) struct Taken {
     pub(crate) decisions_end: u64,
     /// What is in doubt there since before.
     pub(crate) in_doubt: Vec<Txid>,
+    /// Records that a person has let be passed.
+    pub(crate) skipped_prepares: BTreeSet<u64>,
+    pub(crate) skipped_decisions: BTreeSet<u64>,
     /// Why it cannot be read.
     pub(crate) problem: Option<String>,
 }
@@ -127,6 +134,11 @@ pub(crate) async fn look_up<R: Resource>(
     let of_prepares = until_answered(|| resource.load_positions(names.prepares.clone())).await;
     let of_decisions = until_answered(|| resource.load_positions(names.decisions.clone())).await;
     let in_doubt = until_answered(|| resource.in_doubt()).await;
+    let skipped = skipped(&until_answered(|| resource.noted(Which::All)).await);
+    let skipped_of = |topic: &str, letters: LogLetters, shard: Shard| {
+        let is_there = |place: &&Place| place.topic == topic && place.letters == letters && place.shard == shard;
+        skipped.iter().filter(is_there).map(|place| place.offset).collect()
+    };
     let in_doubt_of =
         |shard: Shard| in_doubt.iter().map(|waiting| waiting.txid).filter(move |txid| txid.shard == shard);
     let own = |rows: &[Position], letters: LogLetters, shard: Shard| {
@@ -137,7 +149,12 @@ pub(crate) async fn look_up<R: Resource>(
         let prepares = own(&of_prepares, letters.prepares, shard);
         let decisions = own(&of_decisions, letters.decisions, shard);
         let in_doubt = in_doubt_of(shard).collect();
-        taken.push(Taken { in_doubt, ..take_from(&probe, &names, shard, prepares, decisions).await? });
+        taken.push(Taken {
+            in_doubt,
+            skipped_prepares: skipped_of(&names.prepares, letters.prepares, shard),
+            skipped_decisions: skipped_of(&names.decisions, letters.decisions, shard),
+            ..take_from(&probe, &names, shard, prepares, decisions).await?
+        });
     }
     Ok(taken)
 }
@@ -172,6 +189,8 @@ async fn take_from(
         decisions: decisions.unwrap_or(decisions_start),
         decisions_end,
         in_doubt: Vec::new(),
+        skipped_prepares: BTreeSet::new(),
+        skipped_decisions: BTreeSet::new(),
         problem,
     })
 }

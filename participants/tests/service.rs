@@ -1,6 +1,8 @@
 //! The service between an embedded broker and a SQLite file: what it votes, acknowledges, passes, and stops at.
 
 mod common;
+#[path = "service/incidents.rs"]
+mod incidents;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -11,7 +11,8 @@
 //! - [`progress`]: positions, which move only past what is done;
 //! - [`lines`]: ordered keys, and who waits for whom;
 //! - [`doubts`]: who asks for a decision that does not come;
-//! - [`leftovers`]: prepared branches that are over and still there.
+//! - [`leftovers`]: prepared branches that are over and still there;
+//! - [`watch`]: branches in doubt, and whether somebody finishes one by hand.
 //!
 //! Architecture invariant: nothing here reads a clock, a file or a socket. SQL passes through as text; who runs it, and
 //! what the ledger's tables look like, is the business of `suture-participants`.
@@ -30,3 +31,4 @@ pub mod doubts;
 pub mod leftovers;
 pub mod lines;
 pub mod progress;
+pub mod watch;

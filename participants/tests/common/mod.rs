@@ -8,6 +8,7 @@
 pub mod crash;
 #[cfg(feature = "failpoints")]
 pub mod sends;
+pub mod settling;
 
 use std::sync::Arc;
 
@@ -137,6 +138,7 @@ pub async fn conforms<B: Bench>(bench: &B) {
     hostile_values_are_values(bench).await;
     positions_are_kept(bench).await;
     seeds_insert_what_is_missing(bench).await;
+    settling::settles(bench).await;
     assert_eq!(bench.number(MONEY).await, 1100);
     assert_eq!(bench.number("select held from account where name = 'a'").await, 0, "nothing is in doubt");
 }
