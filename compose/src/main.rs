@@ -5,12 +5,14 @@ mod demo;
 mod ingest;
 mod logging;
 mod out;
+mod participant;
 mod random;
 mod seed;
 mod services;
 mod settings;
 mod topics;
 mod tx;
+mod user;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -38,8 +40,8 @@ enum Command {
     Coordinator(services::ServiceArgs),
     /// Turn upstream events into requests and ask again for what was aborted in passing; or show what a rule makes of an event.
     Ingest(ingest::IngestArgs),
-    /// Run a participant: keep one database's part of every transaction.
-    Participant(services::ParticipantArgs),
+    /// Run a participant: keep one database's part of every transaction; or settle what a shard of it stopped at.
+    Participant(participant::ParticipantArgs),
     /// Plan, create and check the protocol's topics.
     Topics(topics::TopicsArgs),
     /// Fill the participants' databases with reference data, derived from the events that need it.
@@ -54,7 +56,7 @@ enum Command {
 #[derive(clap::Args, Clone)]
 struct ConfigArg {
     /// The configuration file.
-    #[arg(long, short, env = "SUTURE_CONFIG", default_value = "suture.toml")]
+    #[arg(long, short, env = "SUTURE_CONFIG", default_value = "suture.toml", global = true)]
     config: PathBuf,
 }
 
@@ -63,6 +65,7 @@ fn main() -> ExitCode {
     let only_prints = match &command {
         Command::Topics(_) | Command::Tx(_) => true,
         Command::Ingest(args) => args.only_prints(),
+        Command::Participant(args) => args.only_prints(),
         _ => false,
     };
     // It has nothing to put away.
@@ -73,7 +76,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args, log_format),
         Command::Coordinator(args) => services::coordinator(&args, log_format),
         Command::Ingest(args) => ingest::run(args, log_format),
-        Command::Participant(args) => services::participant(&args, log_format),
+        Command::Participant(args) => participant::run(&args, log_format),
         Command::Bench(args) => bench::run(&args, log_format),
         Command::Topics(args) => topics::run(&args),
         Command::Seed(args) => seed::run(&args),

@@ -21,18 +21,6 @@ pub struct ServiceArgs {
     config: ConfigArg,
 }
 
-/// Arguments of `suture participant`.
-#[derive(clap::Args)]
-pub struct ParticipantArgs {
-    /// Which of the configured participants.
-    name: String,
-    /// Create the business tables from the participant's `schema_file` where they are missing.
-    #[arg(long)]
-    create_tables: bool,
-    #[command(flatten)]
-    config: ConfigArg,
-}
-
 /// `suture coordinator`.
 pub fn coordinator(args: &ServiceArgs, format: logging::Format) -> anyhow::Result<ExitCode> {
     let settings = Settings::load(&args.config.config)?;
@@ -51,14 +39,18 @@ pub fn coordinator(args: &ServiceArgs, format: logging::Format) -> anyhow::Resul
 }
 
 /// `suture participant <name>`.
-pub fn participant(args: &ParticipantArgs, format: logging::Format) -> anyhow::Result<ExitCode> {
-    let settings = Settings::load(&args.config.config)?;
-    let participant = settings.participant(&args.name)?;
+pub fn participant(
+    settings: Settings,
+    name: &str,
+    create_tables: bool,
+    format: logging::Format,
+) -> anyhow::Result<ExitCode> {
+    let participant = settings.participant(name)?;
     let fingerprint = settings.identity_key()?.map(|key| key.fingerprint());
     logging::start(format, "info");
     block_on(async {
         let shutdown = signalled()?;
-        run_participant(settings.kafka, participant, fingerprint, args.create_tables, shutdown).await?;
+        run_participant(settings.kafka, participant, fingerprint, create_tables, shutdown).await?;
         Ok(ExitCode::SUCCESS)
     })
 }
@@ -76,16 +68,19 @@ async fn run_participant(
         opened = OpenedResource::open_when_there(&participant, opening) => opened,
         _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
     };
-    let resource = opened.map_err(|error| {
-        let place = match &error {
-            OpenError::Statement { .. } | OpenError::NoOperation { .. } => participant.file.display().to_string(),
-            _ => format!("the database of {} ({})", participant.name, participant.database.place()),
-        };
-        anyhow::anyhow!("{place}: {error}{}", remedy(&error))
-    })?;
+    let resource = opened.map_err(|error| not_opened(&participant, &error))?;
     let ParticipantConfig { name, upkeep, .. } = participant;
     suture_participants::service::run(&kafka, &name, Arc::new(resource), upkeep, shutdown).await?;
     Ok(())
+}
+
+/// Why a participant's database is not opened, and what to do.
+pub fn not_opened(participant: &ParticipantConfig, error: &OpenError) -> anyhow::Error {
+    let place = match error {
+        OpenError::Statement { .. } | OpenError::NoOperation { .. } => participant.file.display().to_string(),
+        _ => format!("the database of {} ({})", participant.name, participant.database.place()),
+    };
+    anyhow::anyhow!("{place}: {error}{}", remedy(error))
 }
 
 /// What a person may do about an error that is only a code.

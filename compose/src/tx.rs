@@ -106,7 +106,7 @@ fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Reads partitions from somewhere to the end that they have now.
-struct Logs {
+pub(crate) struct Logs {
     kafka: KafkaSettings,
     probe: Probe,
     reader: Reader,
@@ -125,13 +125,29 @@ struct Found {
 }
 
 impl Logs {
-    fn open(kafka: &KafkaSettings) -> anyhow::Result<Self> {
+    pub(crate) fn open(kafka: &KafkaSettings) -> anyhow::Result<Self> {
         let probe = Probe::start(kafka)?;
         probe.brokers()?;
         let log = probe.letters(&Topic::Requests.name(&kafka.prefix))?;
         let (post, events) = mpsc::channel(16);
         let reader = Reader::start(kafka, &format!("{}.tx", kafka.prefix), post)?;
         Ok(Self { kafka: kafka.clone(), probe, reader, events, log })
+    }
+
+    /// Which incarnation of a topic there is now.
+    pub(crate) fn letters(&self, topic: &Topic) -> anyhow::Result<LogLetters> {
+        Ok(self.probe.letters(&self.name(topic))?)
+    }
+
+    /// One record, if it is there.
+    pub(crate) fn record(&mut self, topic: &Topic, shard: Shard, offset: u64) -> anyhow::Result<Option<Record>> {
+        let mut found = None;
+        self.read(topic, shard, offset, |record| {
+            found = (record.offset == offset).then(|| record.clone());
+            // The first one is it, or it is gone.
+            false
+        })?;
+        Ok(found)
     }
 
     /// The request of a txid.

@@ -22,8 +22,8 @@ use suture_topics::acks::GroupOffsets;
 use suture_topics::outbox::{Failure, Outbox};
 
 use super::{Found, Logs, as_request, value};
-use crate::ConfigArg;
 use crate::settings::Settings;
+use crate::{ConfigArg, user};
 
 /// Longer than the producer itself tries.
 const REPORT: Duration = Duration::from_secs(60);
@@ -48,7 +48,7 @@ pub fn run(args: &RetryArgs) -> anyhow::Result<ExitCode> {
     let settings = Settings::load(&args.config.config)?;
     let who = match &args.who {
         Some(who) => who.clone(),
-        None => user_name()?,
+        None => user::name()?,
     };
     let remark = Remark::new(args.txid, &who, &args.because).context("--who and --because")?;
     let mut logs = Logs::open(&settings.kafka)?;
@@ -129,13 +129,4 @@ impl Logs {
             Err(failure) => bail!("{topic}: {failure}; check that you may write to it"),
         }
     }
-}
-
-/// Who is at the terminal, also behind `sudo`.
-fn user_name() -> anyhow::Result<String> {
-    if let Some(name) = std::env::var("SUDO_USER").ok().filter(|name| !name.is_empty()) {
-        return Ok(name);
-    }
-    let user = nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten();
-    Ok(user.context("this user has no name: say who asks with --who NAME")?.name)
 }

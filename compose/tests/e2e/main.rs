@@ -33,6 +33,7 @@ mod broken;
 mod database_kill;
 mod hostile;
 mod kill;
+mod lost;
 mod operator;
 mod ordered;
 mod postgres_kill;
