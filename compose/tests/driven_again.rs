@@ -226,7 +226,7 @@ impl<'r> World<'r> {
         let is_limited = who == 2 && !self.is_mended;
         let ledger = &mut self.ledgers[who];
         let row = ledger.rows.get(&txid).map(|known| &known.row);
-        let answer = match step_of_row(row, Event::Prepare, &hash()).unwrap() {
+        let answer = match step_of_row(row, false, Event::Prepare, &hash()).unwrap() {
             Step::AnswerYes | Step::AnswerNo => row.expect("it is known").answer(),
             Step::Run => {
                 let refusal = refusal_by_key(&ledger.key_rows(), attempt, &hash())
@@ -254,7 +254,7 @@ impl<'r> World<'r> {
         let event = if verdict == Verdict::Commit { Event::Commit } else { Event::Abort };
         let ledger = &mut self.ledgers[who];
         let row = ledger.rows.get(&txid).map(|known| &known.row);
-        match step_of_row(row, event, &hash()).unwrap_or_else(|lost| panic!("{txid}: {lost}")) {
+        match step_of_row(row, false, event, &hash()).unwrap_or_else(|lost| panic!("{txid}: {lost}")) {
             Step::Commit => ledger.become_(txid, State::Committed),
             Step::RollBack => ledger.become_(txid, State::Aborted),
             Step::NoteAbort => {

@@ -16,7 +16,11 @@
 //! lock_timeout_ms = 1000               # how long a step waits for a row
 //! key_timeout_ms = 500                 # how long a prepare waits for a branch in doubt of the same business key
 //! statement_timeout_ms = 5000
+//! idle_timeout_ms = 60000              # the server ends a local transaction of ours that stalls for longer
 //! lost_after_ms = 3000                 # how long a missing branch is looked for before it is called lost
+//!
+//! [ledger]                             # without it the ledger keeps its rows for good
+//! purge_after_days = 400.0             # finished rows that are older go
 //!
 //! [operation.reserve_claim]            # see suture_participants_core::operations
 //! [seed.seed_coverage]
@@ -29,6 +33,10 @@
 //! ```
 //!
 //! Everything is checked when the file is read, before any connection: an error names the file, the key and the remedy.
+//!
+//! **`purge_after_days` must be longer than anything upstream may be replayed**: with its row a business key is forgotten, and the
+//! same event, asked for again, takes effect again. Nothing else depends on it, for what was finished is told by the mark that
+//! stays. A fraction of a day is for tests.
 //!
 //! Left out: TLS to the database; put a local proxy beside it, or use a socket.
 
@@ -110,11 +118,13 @@ pub struct UpkeepSettings {
     pub inquire_after: Duration,
     /// A prepared branch that is over by its ledger row, and is found so for longer, is rolled back.
     pub sweep_after: Duration,
+    /// Finished ledger rows that have not changed for longer are purged. `None`: never.
+    pub purge_after: Option<Duration>,
 }
 
 impl Default for UpkeepSettings {
     fn default() -> Self {
-        Self { inquire_after: Duration::from_secs(60), sweep_after: Duration::from_secs(30) }
+        Self { inquire_after: Duration::from_secs(60), sweep_after: Duration::from_secs(30), purge_after: None }
     }
 }
 
@@ -145,6 +155,9 @@ pub struct ServerSettings {
     pub key_timeout: Duration,
     /// How long a statement of a prepare may run.
     pub statement_timeout: Duration,
+    /// The server ends a local transaction of ours that stalls for longer; nothing is prepared then. In whole seconds. (MySQL has
+    /// no such setting.)
+    pub idle_timeout: Duration,
     /// How long a missing branch is looked for before it is called lost.
     pub lost_after: Duration,
 }
@@ -185,6 +198,7 @@ impl ParticipantConfig {
         let upkeep = UpkeepSettings {
             inquire_after: at_least_100_ms(file, "inquire_after_ms", raw.inquire_after_ms, usual.inquire_after)?,
             sweep_after: at_least_100_ms(file, "sweep_after_ms", raw.sweep_after_ms, usual.sweep_after)?,
+            purge_after: check_purge(file, &raw.ledger, &database)?,
         };
         Ok(Self {
             file: file.to_path_buf(),
@@ -230,11 +244,19 @@ struct RawConfig {
     database: RawDatabase,
     inquire_after_ms: Option<u64>,
     sweep_after_ms: Option<u64>,
+    #[serde(default)]
+    ledger: RawLedger,
     schema_file: Option<PathBuf>,
     #[serde(default)]
     operation: BTreeMap<String, OperationConfig>,
     #[serde(default)]
     seed: BTreeMap<String, SeedConfig>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RawLedger {
+    purge_after_days: Option<f64>,
 }
 
 #[derive(Deserialize)]
@@ -252,6 +274,7 @@ struct RawDatabase {
     lock_timeout_ms: Option<u64>,
     key_timeout_ms: Option<u64>,
     statement_timeout_ms: Option<u64>,
+    idle_timeout_ms: Option<u64>,
     lost_after_ms: Option<u64>,
 }
 
@@ -337,6 +360,7 @@ impl RawDatabase {
             lock_timeout: Duration::from_millis(self.lock_timeout_ms.unwrap_or(1_000)),
             key_timeout: Duration::from_millis(self.key_timeout_ms.unwrap_or(key_timeout_ms)),
             statement_timeout: Duration::from_millis(self.statement_timeout_ms.unwrap_or(5_000)),
+            idle_timeout: Duration::from_millis(self.idle_timeout_ms.unwrap_or(60_000)),
             lost_after: Duration::from_millis(self.lost_after_ms.unwrap_or(3_000)),
         };
         let numbers = [
@@ -359,6 +383,10 @@ impl RawDatabase {
                 return wrong(key, "must be from 1 to 3600000");
             }
         }
+        let idle_timeout = settings.idle_timeout;
+        if idle_timeout.is_zero() || idle_timeout.subsec_millis() != 0 || idle_timeout > Duration::from_secs(3_600) {
+            return wrong("idle_timeout_ms", "must be a multiple of 1000, at most 3600000");
+        }
         Ok(settings)
     }
 
@@ -373,6 +401,7 @@ impl RawDatabase {
             ("lock_timeout_ms", self.lock_timeout_ms.is_some()),
             ("key_timeout_ms", self.key_timeout_ms.is_some()),
             ("statement_timeout_ms", self.statement_timeout_ms.is_some()),
+            ("idle_timeout_ms", self.idle_timeout_ms.is_some()),
             ("lost_after_ms", self.lost_after_ms.is_some()),
         ];
         given.into_iter().find_map(|(key, given)| given.then_some(key))
@@ -389,6 +418,7 @@ impl std::fmt::Debug for ServerSettings {
             .field("lock_timeout", &self.lock_timeout)
             .field("key_timeout", &self.key_timeout)
             .field("statement_timeout", &self.statement_timeout)
+            .field("idle_timeout", &self.idle_timeout)
             .field("lost_after", &self.lost_after)
             .finish_non_exhaustive()
     }
@@ -401,6 +431,26 @@ fn at_least_100_ms(file: &Path, key: &str, given_ms: Option<u64>, usual: Duratio
         Some(ms @ 100..=86_400_000) => Ok(Duration::from_millis(ms)),
         Some(_) => Err(problem(file, key, "must be from 100 to 86400000".to_string())),
     }
+}
+
+/// A local transaction that was opened before its row was purged must be long over.
+fn check_purge(file: &Path, ledger: &RawLedger, database: &Database) -> Result<Option<Duration>, ConfigError> {
+    const LONGEST_DAYS: f64 = 36_500.0;
+    const TIMES: u32 = 10;
+    let wrong = |text: String| Err(problem(file, "ledger.purge_after_days", text));
+    let Some(days) = ledger.purge_after_days else { return Ok(None) };
+    if !(days > 0.0 && days <= LONGEST_DAYS) {
+        return wrong(format!("must be more than 0 and at most {LONGEST_DAYS}; to keep all rows remove it"));
+    }
+    let purge_after = Duration::from_secs_f64(days * 86_400.0);
+    let idle_timeout = match database {
+        Database::Sqlite(_) => Duration::ZERO,
+        Database::Postgres(settings) | Database::Mariadb(settings) => settings.idle_timeout,
+    };
+    if purge_after < TIMES * idle_timeout {
+        return wrong(format!("must be at least {TIMES} times as long as database.idle_timeout_ms"));
+    }
+    Ok(Some(purge_after))
 }
 
 fn beside(file: &Path, path: &Path) -> PathBuf {
@@ -438,6 +488,9 @@ mod tests {
             (format!("name = \"p\"\nmode = \"xa\"\n{sqlite}"), "/etc/suture/p.toml: database.kind: SQLite cannot"),
             (format!("name = \"p\"\nmode = \"reserve\"\n{sqlite}\ncap = 1"), "/etc/suture/p.toml: database.cap: belongs"),
             (format!("name = \"p\"\nmode = \"reserve\"\ninquire_after_ms = 0\n{sqlite}"), "/etc/suture/p.toml: inquire_after_ms: must be"),
+            (format!("name = \"p\"\nmode = \"reserve\"\n{sqlite}\n[ledger]\npurge_after_days = 0.0"), "/etc/suture/p.toml: ledger.purge_after_days: must be more than 0"),
+            ("name = \"p\"\nmode = \"xa\"\n[database]\nkind = \"postgres\"\nurl = \"postgres://x\"\n[ledger]\npurge_after_days = 0.001".to_string(), "/etc/suture/p.toml: ledger.purge_after_days: must be at least 10 times"),
+            ("name = \"p\"\nmode = \"xa\"\n[database]\nkind = \"postgres\"\nurl = \"postgres://x\"\nidle_timeout_ms = 1500".to_string(), "/etc/suture/p.toml: database.idle_timeout_ms: must be"),
             (format!("name = \"p\"\nmode = \"reserve\"\ntypo = 1\n{sqlite}"), "/etc/suture/p.toml: line 3: unknown field"),
             ("name = \"p\"\nmode = \"reserve\"\n[database]\nkind = \"sqlite\"".to_string(), "/etc/suture/p.toml: database.path: is missing"),
             ("name = \"p\"\nmode = \"xa\"\n[database]\nkind = \"postgres\"".to_string(), "/etc/suture/p.toml: database.url: give one of"),
@@ -461,6 +514,7 @@ mod tests {
             lock_timeout: Duration::from_secs(1),
             key_timeout: Duration::from_secs(1),
             statement_timeout: Duration::from_secs(1),
+            idle_timeout: Duration::from_secs(1),
             lost_after: Duration::from_secs(1),
         };
         assert!(!format!("{settings:?}").contains("canary"));

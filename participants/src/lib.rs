@@ -10,7 +10,7 @@
 //! - [`config`]: a participant's TOML file;
 //! - [`resource`]: what a database must be able to do, and what the loop may rely on;
 //! - `reserve`, `xa`: how a branch goes through each mode, whatever the database; `server`: both, behind a server;
-//!   `resolve`: what a person says about a branch;
+//!   `resolve`: what a person says about a branch; `purge`: how finished rows go;
 //! - [`sqlite`], [`postgres`], [`mariadb`]: what differs between databases, one file each;
 //! - [`opened`]: one of them, as the configuration says;
 //! - [`ledger`]: what all ledgers have in common; `trouble`: errors by who is to blame; `pool`, `flights`: connections;
@@ -22,7 +22,7 @@
 //!
 //! Architecture invariant: a branch's effect is durable before its vote, or the offset that acknowledges it, leaves.
 //!
-//! Left out: purge and restore.
+//! Left out: restore.
 
 pub mod service;
 
@@ -45,6 +45,7 @@ mod flights;
 mod pool;
 mod trouble;
 
+mod purge;
 mod reserve;
 mod resolve;
 mod server;

@@ -43,6 +43,7 @@ use suture_contract::messages::{Decision, Prepare};
 use suture_participants_core::branch::{KeyRow, Refusal, State};
 use suture_participants_core::doubts::{InDoubt, SeenHash};
 use suture_participants_core::gid::Gid;
+use suture_participants_core::marks::{Candidate, Marks, Purge};
 use suture_participants_core::operations::{self, Mode, Operation, Rows, Values, statement_failed};
 use suture_participants_core::settle::Unsettled;
 use suture_participants_core::values::Value;
@@ -54,10 +55,12 @@ use crate::config::ServerSettings;
 use crate::ledger::{LEDGER_ID, LedgerRow, StoredKeyRow, StoredRow, all_steps, bind_seed, check_marks, check_mode};
 use crate::points::{Act, around};
 use crate::pool::Dial;
+use crate::purge::purge_page;
 use crate::reserve::{self, Session, Work};
 use crate::resolve::resolve;
 use crate::resource::{
-    Decided, Entry, Fault, Noted, OpenError, Opening, Position, Prepared, Resolution, SeedError, Unavailable, Which,
+    Decided, Entry, Fault, Noted, OpenError, Opening, Page, Position, Prepared, Purged, Resolution, SeedError,
+    Unavailable, Which,
 };
 use crate::server::{Opened, Server};
 use crate::trouble::{Blame, Landed, Trouble, busy, within};
@@ -68,9 +71,6 @@ const FORMAT_ID: u32 = 0x5375_7475;
 
 /// How long a decision's insert waits for a lock before it looks at the list again; the shortest there is.
 const DECISION_LOCK_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// The server ends a local transaction of ours that stalls for longer. Nothing is prepared then. (MySQL has no such setting.)
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The oldest versions whose prepared branches survive their connection (MDEV-742), in MariaDB's and in MySQL's numbers.
 const OLDEST_MARIADB: (u16, u16, u16) = (10, 5, 2);
@@ -271,16 +271,17 @@ impl Branches for MariadbResource {
         Ok(ran)
     }
 
-    async fn insert_refused(&self, row: LedgerRow) -> Result<bool, Unavailable> {
+    async fn insert_refused(&self, txid: &Txid, row: LedgerRow) -> Result<bool, Unavailable> {
         let mut worker = self.workers.lease().await?;
-        let inserted = run(&mut worker, &insert_row(&row)).await;
-        match inserted {
-            Ok(_) => {
-                worker.give_back();
-                Ok(true)
-            }
-            Err(trouble) if trouble.is_met() => Ok(false),
-            Err(trouble) => Err(trouble.unavailable("refusing")),
+        let script = ["start transaction".to_string(), insert_row(&row), look_at_mark(txid)];
+        let Landed { rows, trouble } = send(&mut worker, &script).await;
+        let is_inserted = trouble.is_none() && rows.last() == Some(&0);
+        let ended = run(&mut worker, if is_inserted { "commit" } else { "rollback" }).await;
+        ended.map_err(|trouble| trouble.unavailable("refusing"))?;
+        worker.give_back();
+        match trouble {
+            Some(trouble) if !trouble.is_met() => Err(trouble.unavailable("refusing")),
+            Some(_) | None => Ok(is_inserted),
         }
     }
 
@@ -360,10 +361,11 @@ impl MariadbResource {
         let mut connection = pool.lease().await?;
         let gids = self.list(&mut connection).await.map_err(failed)?;
         let rows = rows(&mut connection, txids, "").await.map_err(failed)?;
+        let marks = marks(&mut connection).await.map_err(failed)?;
         connection.give_back();
         let in_doubt = gids.len();
         let gids = gids.into_iter().map(|gid| (gid.txid, gid)).collect();
-        Ok(Known { in_doubt, gids, rows: rows.into_iter().collect() })
+        Ok(Known { in_doubt, gids, rows: rows.into_iter().collect(), marks })
     }
 
     /// Our branches in the server's list.
@@ -385,6 +387,7 @@ impl MariadbResource {
         let silence = format!("{}, wait_timeout = {}", wait(self.opened.settings.key_timeout), SILENCE.as_secs());
         let mut script = vec![silence, insert_row(&row), wait(self.opened.settings.lock_timeout)];
         script.extend(operation.prepare.iter().map(|step| rendered(step, values)));
+        script.push(look_at_mark(&prepare.txid));
         xa::judge(prepare, &operation.prepare, around(Act::Run, send(connection, &script)).await)
     }
 
@@ -462,6 +465,42 @@ impl Session for LocalSession<'_> {
         rows_of_keys(&mut self.0, keys).await
     }
 
+    async fn marks(&mut self) -> Result<Marks, Trouble> {
+        marks(&mut self.0).await
+    }
+
+    async fn page(
+        &mut self,
+        after: Option<&Txid>,
+        older_than: Duration,
+        rows: usize,
+    ) -> Result<Vec<Candidate>, Trouble> {
+        let sql = format!(
+            "select txid, state <> 'in_doubt' and changed_at <= current_timestamp(6) - interval {} microsecond
+             from suture_ledger where txid > '{}' order by txid limit {rows}",
+            older_than.as_micros(),
+            after.map(Txid::to_string).unwrap_or_default(),
+        );
+        let read =
+            |row: &Row| Some(Candidate { txid: column::<String>(row, 0)?.parse().ok()?, is_old: column(row, 1)? });
+        let broken = || Trouble { blame: Blame::Database, code: "a ledger row cannot be read".to_string() };
+        query(&mut self.0, &sql).await?.iter().map(|row| read(row).ok_or_else(broken)).collect()
+    }
+
+    async fn purge(&mut self, purge: &Purge) -> Result<(), Trouble> {
+        let txids: Vec<String> = purge.txids.iter().map(|txid| format!("'{txid}'")).collect();
+        let marks: Vec<String> =
+            purge.marks.0.iter().map(|((letters, shard), mark)| format!("('{letters}', {shard}, {mark})")).collect();
+        let script = format!(
+            "delete from suture_ledger where txid in ({}) and state <> 'in_doubt';
+             insert into suture_marks (letters, shard, next_offset) values {}
+             on duplicate key update next_offset = greatest(next_offset, values(next_offset))",
+            txids.join(", "),
+            marks.join(", "),
+        );
+        run(&mut self.0, &script).await
+    }
+
     async fn branch(&mut self, work: &[Work<'_>]) -> Landed {
         let mut script = vec!["savepoint branch".to_string()];
         script.extend(work.iter().map(|work| match work {
@@ -469,6 +508,7 @@ impl Session for LocalSession<'_> {
             Work::Step(step, values) => rendered(step, values),
             Work::Remove(txid) => format!("delete from suture_ledger where txid = '{txid}'"),
             Work::Note(entry) => format!("{INSERT_ENTRY} {}", entry_values(entry)),
+            Work::LookAtMark(txid) => look_at_mark(txid),
             Work::Finish(txid, state) => format!(
                 "update suture_ledger set state = '{state}', changed_at = current_timestamp(6), live_key = {}
                  where txid = '{txid}'",
@@ -527,6 +567,13 @@ impl Server for MariadbResource {
             Some(InDoubt { txid: column::<String>(row, 0)?.parse().ok()?, age, hash })
         };
         rows.iter().map(|row| read(row).ok_or_else(|| unreadable(doing))).collect()
+    }
+
+    async fn purge_page(&self, page: &Page, in_doubt: &[InDoubt]) -> Result<Purged, Unavailable> {
+        let mut session = LocalSession(self.clerks.lease().await?);
+        let purged = purge_page(&mut session, page, in_doubt).await?;
+        session.0.give_back();
+        Ok(purged)
     }
 
     async fn read_positions(&self, topic: String) -> Result<Vec<Position>, Unavailable> {
@@ -697,6 +744,21 @@ async fn rows(connection: &mut Conn, txids: &[Txid], how: &str) -> Result<BTreeM
     };
     let broken = || Trouble { blame: Blame::Database, code: "a ledger row cannot be read".to_string() };
     query(connection, &sql).await?.iter().map(|row| read(row).ok_or_else(broken)).collect()
+}
+
+async fn marks(connection: &mut Conn) -> Result<Marks, Trouble> {
+    let read = |row: &Row| {
+        let place = (column::<String>(row, 0)?.parse().ok()?, Shard(column(row, 1)?));
+        Some((place, column(row, 2)?))
+    };
+    let broken = || Trouble { blame: Blame::Database, code: "a mark cannot be read".to_string() };
+    let rows = query(connection, "select letters, shard, next_offset from suture_marks").await?;
+    rows.iter().map(|row| read(row).ok_or_else(broken)).collect::<Result<_, _>>().map(Marks)
+}
+
+/// See [`Work::LookAtMark`].
+fn look_at_mark(Txid { log, shard, offset }: &Txid) -> String {
+    format!("select 1 from suture_marks where letters = '{log}' and shard = {shard} and next_offset > {offset}")
 }
 
 async fn rows_of_keys(connection: &mut Conn, keys: &[&str]) -> Result<Vec<StoredKeyRow>, Trouble> {
@@ -891,7 +953,7 @@ impl Dialer {
             wait = settings.statement_timeout.max(lock_timeout).as_secs().max(1),
             locks = lock_timeout.as_secs().max(1),
             time = settings.statement_timeout.max(lock_timeout).as_secs_f64(),
-            idle = IDLE_TIMEOUT.as_secs(),
+            idle = settings.idle_timeout.as_secs(),
         );
         let read_back = format!(
             "select @@sql_mode like '%STRICT_ALL_TABLES%' and @@sql_mode like '%NO_BACKSLASH_ESCAPES%'

@@ -16,8 +16,8 @@ use crate::config::{Database, ParticipantConfig};
 use crate::mariadb::MariadbResource;
 use crate::postgres::PostgresResource;
 use crate::resource::{
-    Batching, Decided, Entry, Noted, OpenError, Opening, Position, Prepared, Resolution, Resource, SeedError,
-    Unavailable, Which,
+    Batching, Decided, Entry, Leftover, Noted, OpenError, Opening, Page, Position, Prepared, Purged, Resolution,
+    Resource, SeedError, Unavailable, Which,
 };
 use crate::sqlite::SqliteResource;
 
@@ -123,7 +123,7 @@ impl Resource for OpenedResource {
         }
     }
 
-    async fn leftovers(&self) -> Result<Vec<Txid>, Unavailable> {
+    async fn leftovers(&self) -> Result<Vec<Leftover>, Unavailable> {
         match self {
             Self::Sqlite(resource) => resource.leftovers().await,
             Self::Postgres(resource) => resource.leftovers().await,
@@ -136,6 +136,14 @@ impl Resource for OpenedResource {
             Self::Sqlite(resource) => resource.sweep(txids).await,
             Self::Postgres(resource) => resource.sweep(txids).await,
             Self::Mariadb(resource) => resource.sweep(txids).await,
+        }
+    }
+
+    async fn purge(&self, page: Page) -> Result<Purged, Unavailable> {
+        match self {
+            Self::Sqlite(resource) => resource.purge(page).await,
+            Self::Postgres(resource) => resource.purge(page).await,
+            Self::Mariadb(resource) => resource.purge(page).await,
         }
     }
 

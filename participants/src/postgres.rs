@@ -30,6 +30,7 @@ use suture_contract::messages::{Decision, Prepare};
 use suture_participants_core::branch::{KeyRow, Refusal, State};
 use suture_participants_core::doubts::{InDoubt, SeenHash};
 use suture_participants_core::gid::{Gid, Owner};
+use suture_participants_core::marks::{Candidate, Marks, Purge};
 use suture_participants_core::operations::{self, Mode, Operation, Rows, Values, statement_failed};
 use suture_participants_core::settle::Unsettled;
 use suture_participants_core::values::{Kind, Value};
@@ -45,10 +46,12 @@ use crate::flights::{InFlight, in_order};
 use crate::ledger::{LEDGER_ID, LedgerRow, StoredKeyRow, StoredRow, all_steps, bind_seed, check_marks, check_mode};
 use crate::points::{Act, around};
 use crate::pool::Dial;
+use crate::purge::purge_page;
 use crate::reserve::{self, Session, Work};
 use crate::resolve::resolve;
 use crate::resource::{
-    Decided, Entry, Fault, Noted, OpenError, Opening, Position, Prepared, Resolution, SeedError, Unavailable, Which,
+    Decided, Entry, Fault, Noted, OpenError, Opening, Page, Position, Prepared, Purged, Resolution, SeedError,
+    Unavailable, Which,
 };
 use crate::server::{Opened, Server};
 use crate::trouble::{Blame, Landed, Trouble, busy};
@@ -60,10 +63,7 @@ const OLDEST_VERSION: i32 = 130_000;
 /// How long a decision's insert waits for a lock before it looks at the list again.
 const DECISION_LOCK_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// The server ends a local transaction of ours that stalls for longer. Nothing is prepared then.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// No index stands by itself: `create index if not exists` would wait for prepared branches at every start.
+/// The index is created only where it is missing: `create index if not exists` would wait for prepared branches at every start.
 const LEDGER_TABLES: &str = "
     create table if not exists suture_meta (
         name text primary key,
@@ -104,6 +104,11 @@ const LEDGER_TABLES: &str = "
         check ((business_key is null) = (attempt is null)),
         check ((live_key is not null) = (state in ('in_doubt', 'committed')))
     );
+    do $$ begin
+        if to_regclass('suture_ledger_in_doubt') is null then
+            create index suture_ledger_in_doubt on suture_ledger (txid) where state = 'in_doubt';
+        end if;
+    end $$;
 ";
 
 const INSERT_ROW: &str = "
@@ -116,6 +121,10 @@ const LOOK_AT_LIST: &str = "
 
 const LOOK_AT_ROWS: &str =
     "select txid, state, hash, operation, code, duplicate_of from suture_ledger where txid = any($1)";
+
+const LOOK_AT_MARKS: &str = "select letters, shard, next_offset from suture_marks";
+
+const LOOK_AT_MARK: &str = "select 1 from suture_marks where letters = $1 and shard = $2 and next_offset > $3";
 
 const LOOK_AT_KEYS: &str =
     "select business_key, txid, state, hash, attempt from suture_ledger where business_key = any($1)";
@@ -183,22 +192,25 @@ impl Branches for PostgresResource {
         let mut worker = self.workers.lease().await?;
         let list = worker.statement(LOOK_AT_LIST, &[Type::TEXT, Type::TEXT]).await.map_err(failed)?;
         let row = worker.statement(LOOK_AT_ROWS, &[Type::TEXT_ARRAY]).await.map_err(failed)?;
+        let marks = worker.statement(LOOK_AT_MARKS, &[]).await.map_err(failed)?;
         let (mark, name) = (mark(&self.opened.owner), txid.to_string());
         let names = [name.as_str()];
         let (list_parameters, row_parameters): ([&(dyn ToSql + Sync); 2], [&(dyn ToSql + Sync); 1]) =
             ([&mark, &name], [&names.as_slice()]);
         let client = &worker.client;
         // In this order: what is being committed is in one of them.
-        let (list, rows) = tokio::join!(
+        let (list, rows, marks) = tokio::join!(
             biased;
             client.query_one(&list, &list_parameters),
             client.query(&row, &row_parameters),
+            client.query(&marks, &[]),
         );
-        let (list, rows) = (list.map_err(failed)?, rows.map_err(failed)?);
+        let (list, rows, marks) = (list.map_err(failed)?, rows.map_err(failed)?, marks.map_err(failed)?);
         worker.give_back();
         let in_doubt = usize::try_from(list.get::<_, i64>(0)).unwrap_or(usize::MAX);
         let gid = list.get::<_, Option<&str>>(1).and_then(|gid| gid.parse().ok());
-        Ok(Known { in_doubt, gids: gid.map(|gid| (*txid, gid)).into_iter().collect(), rows: stored_rows(&rows)? })
+        let gids = gid.map(|gid| (*txid, gid)).into_iter().collect();
+        Ok(Known { in_doubt, gids, rows: stored_rows(&rows)?, marks: stored_marks(&marks)? })
     }
 
     async fn look_at_all(&self, txids: &[Txid]) -> Result<Known, Unavailable> {
@@ -208,19 +220,25 @@ impl Branches for PostgresResource {
             "select gid from pg_prepared_xacts where database = current_database() and position($1 in gid) > 0";
         let list = decider.statement(list_sql, &[Type::TEXT]).await.map_err(failed)?;
         let rows = decider.statement(LOOK_AT_ROWS, &[Type::TEXT_ARRAY]).await.map_err(failed)?;
+        let marks = decider.statement(LOOK_AT_MARKS, &[]).await.map_err(failed)?;
         let mark = mark(&self.opened.owner);
         let txids: Vec<String> = txids.iter().map(Txid::to_string).collect();
         let client = &decider.client;
         let (list_parameters, row_parameters): ([&(dyn ToSql + Sync); 1], [&(dyn ToSql + Sync); 1]) =
             ([&mark], [&txids]);
         // In this order: what is being committed is in one of them.
-        let (list, rows) =
-            tokio::join!(biased; client.query(&list, &list_parameters), client.query(&rows, &row_parameters));
-        let (list, rows) = (list.map_err(failed)?, rows.map_err(failed)?);
+        let (list, rows, marks) = tokio::join!(
+            biased;
+            client.query(&list, &list_parameters),
+            client.query(&rows, &row_parameters),
+            client.query(&marks, &[]),
+        );
+        let (list, rows, marks) = (list.map_err(failed)?, rows.map_err(failed)?, marks.map_err(failed)?);
         decider.give_back();
         let ours = |gid: &Gid| gid.owner == self.opened.owner;
         let gids = list.iter().filter_map(|row| row.get::<_, &str>(0).parse().ok()).filter(ours);
-        Ok(Known { in_doubt: list.len(), gids: gids.map(|gid| (gid.txid, gid)).collect(), rows: stored_rows(&rows)? })
+        let gids = gids.map(|gid| (gid.txid, gid)).collect();
+        Ok(Known { in_doubt: list.len(), gids, rows: stored_rows(&rows)?, marks: stored_marks(&marks)? })
     }
 
     async fn rows_of_key(&self, prepare: &Prepare) -> Result<Result<Vec<KeyRow>, Fault>, Unavailable> {
@@ -245,17 +263,18 @@ impl Branches for PostgresResource {
         Ok(ran)
     }
 
-    async fn insert_refused(&self, row: LedgerRow) -> Result<bool, Unavailable> {
-        let failed = |error: Error| unavailable("refusing", &error);
+    async fn insert_refused(&self, txid: &Txid, row: LedgerRow) -> Result<bool, Unavailable> {
         let mut worker = self.workers.lease().await?;
-        let sql = format!("{INSERT_ROW} on conflict do nothing");
-        let insert = worker.statement(&sql, &INSERT_ROW_TYPES).await.map_err(failed)?;
-        let inserted = worker.client.execute(&insert, &references(&parameters(&row))).await;
+        let begin = self.begin(self.opened.settings.lock_timeout);
+        let flight = [Flown::Script(&begin), Flown::Work(Work::Insert(&row)), Flown::Work(Work::LookAtMark(txid))];
+        let Landed { rows, trouble } = worker.fly(&flight).await;
+        let is_inserted = trouble.is_none() && rows.last() == Some(&0);
+        let ended = worker.client.batch_execute(if is_inserted { "commit" } else { "rollback" }).await;
+        ended.map_err(|error| unavailable("refusing", &error))?;
         worker.give_back();
-        match inserted {
-            Ok(inserted) => Ok(inserted == 1),
-            Err(error) if blame(&error) == Blame::Busy => Ok(false),
-            Err(error) => Err(failed(error)),
+        match trouble {
+            Some(trouble) if !trouble.is_met() => Err(trouble.unavailable("refusing")),
+            Some(_) | None => Ok(is_inserted),
         }
     }
 
@@ -338,6 +357,7 @@ impl PostgresResource {
         let row = LedgerRow::of(prepare, State::Committed, None);
         let mut flight = vec![Flown::Script(&begin), Flown::Work(Work::Insert(&row)), Flown::Script(&step_locks)];
         flight.extend(operation.prepare.iter().map(|step| Flown::Work(Work::Step(step, values))));
+        flight.push(Flown::Work(Work::LookAtMark(&prepare.txid)));
         xa::judge(prepare, &operation.prepare, around(Act::Run, worker.fly(&flight)).await)
     }
 
@@ -425,6 +445,52 @@ impl Session for LocalSession<'_> {
         rows_of_keys(&mut self.lease, keys).await.map_err(|error| trouble(&error))
     }
 
+    async fn marks(&mut self) -> Result<Marks, Trouble> {
+        let failed = |error: Error| trouble(&error);
+        let look = self.lease.statement(LOOK_AT_MARKS, &[]).await.map_err(failed)?;
+        let rows = self.lease.client.query(&look, &[]).await.map_err(failed)?;
+        stored_marks(&rows).map_err(|unavailable| Trouble { blame: Blame::Database, code: unavailable.code })
+    }
+
+    async fn page(
+        &mut self,
+        after: Option<&Txid>,
+        older_than: Duration,
+        rows: usize,
+    ) -> Result<Vec<Candidate>, Trouble> {
+        let failed = |error: Error| trouble(&error);
+        let sql = "select txid, state <> 'in_doubt' and changed_at <= now() - make_interval(secs => $2)
+                   from suture_ledger where txid > $1 order by txid limit $3";
+        let look = self.lease.statement(sql, &[Type::TEXT, Type::FLOAT8, Type::INT8]).await.map_err(failed)?;
+        let after = after.map(Txid::to_string).unwrap_or_default();
+        let most = i64::try_from(rows).unwrap_or(i64::MAX);
+        let rows = self.lease.client.query(&look, &[&after, &older_than.as_secs_f64(), &most]).await.map_err(failed)?;
+        let read = |row: &tokio_postgres::Row| {
+            Some(Candidate { txid: row.get::<_, &str>(0).parse().ok()?, is_old: row.get(1) })
+        };
+        let broken = || Trouble { blame: Blame::Database, code: "a txid cannot be read".to_string() };
+        rows.iter().map(|row| read(row).ok_or_else(broken)).collect()
+    }
+
+    async fn purge(&mut self, purge: &Purge) -> Result<(), Trouble> {
+        let failed = |error: Error| trouble(&error);
+        let sql = "delete from suture_ledger where txid = any($1) and state <> 'in_doubt'";
+        let delete = self.lease.statement(sql, &[Type::TEXT_ARRAY]).await.map_err(failed)?;
+        let sql = "insert into suture_marks (letters, shard, next_offset) select * from unnest($1, $2, $3)
+                   on conflict (letters, shard)
+                   do update set next_offset = greatest(suture_marks.next_offset, excluded.next_offset)";
+        let types = [Type::TEXT_ARRAY, Type::INT4_ARRAY, Type::INT8_ARRAY];
+        let raise = self.lease.statement(sql, &types).await.map_err(failed)?;
+        let txids: Vec<String> = purge.txids.iter().map(Txid::to_string).collect();
+        let marks = &purge.marks.0;
+        let letters: Vec<&str> = marks.keys().map(|(letters, _)| letters.as_str()).collect();
+        let shards: Vec<i32> = marks.keys().map(|(_, shard)| i32::from(shard.0)).collect();
+        let offsets: Vec<i64> = marks.values().map(|mark| mark.cast_signed()).collect();
+        self.lease.client.execute(&delete, &[&txids]).await.map_err(failed)?;
+        self.lease.client.execute(&raise, &[&letters, &shards, &offsets]).await.map_err(failed)?;
+        Ok(())
+    }
+
     async fn branch(&mut self, work: &[Work<'_>]) -> Landed {
         let savepoint = match std::mem::replace(&mut self.has_savepoint, true) {
             true => "release savepoint branch; savepoint branch",
@@ -496,6 +562,13 @@ impl Server for PostgresResource {
             Some(InDoubt { txid: row.get::<_, &str>(0).parse().ok()?, age, hash })
         };
         rows.iter().map(|row| read(row).ok_or_else(|| Unavailable::new(doing, "a row cannot be read"))).collect()
+    }
+
+    async fn purge_page(&self, page: &Page, in_doubt: &[InDoubt]) -> Result<Purged, Unavailable> {
+        let mut session = self.session(&self.clerks, self.opened.settings.lock_timeout).await?;
+        let purged = purge_page(&mut session, page, in_doubt).await?;
+        session.lease.give_back();
+        Ok(purged)
     }
 
     async fn read_positions(&self, topic: String) -> Result<Vec<Position>, Unavailable> {
@@ -660,6 +733,16 @@ fn stored_rows<M: FromIterator<(Txid, StoredRow)>>(rows: &[tokio_postgres::Row])
     rows.iter().map(|row| read(row).ok_or_else(unreadable)).collect()
 }
 
+/// The rows of [`LOOK_AT_MARKS`].
+fn stored_marks(rows: &[tokio_postgres::Row]) -> Result<Marks, Unavailable> {
+    let read = |row: &tokio_postgres::Row| {
+        let place = (row.get::<_, &str>(0).parse().ok()?, Shard(u16::try_from(row.get::<_, i32>(1)).ok()?));
+        Some((place, u64::try_from(row.get::<_, i64>(2)).ok()?))
+    };
+    let unreadable = || Unavailable::new("reading the ledger", "a mark cannot be read");
+    rows.iter().map(|row| read(row).ok_or_else(unreadable)).collect::<Result<_, _>>().map(Marks)
+}
+
 async fn rows_of_keys(connection: &mut Connection, keys: &[&str]) -> Result<Vec<StoredKeyRow>, Error> {
     let look = connection.statement(LOOK_AT_KEYS, &[Type::TEXT_ARRAY]).await?;
     let rows = connection.client.query(&look, &[&keys]).await?;
@@ -763,13 +846,15 @@ impl Dialer {
             "set synchronous_commit = on; set default_transaction_isolation = 'read committed';
              set default_transaction_read_only = off; set idle_in_transaction_session_timeout = {};
              set lock_timeout = {}; set statement_timeout = {};
-             select current_setting('synchronous_commit') || current_setting('idle_in_transaction_session_timeout')",
-            IDLE_TIMEOUT.as_millis(),
+             select current_setting('synchronous_commit') || ' ' ||
+                    extract(epoch from current_setting('idle_in_transaction_session_timeout')::interval)::bigint",
+            settings.idle_timeout.as_millis(),
             lock_timeout.as_millis(),
             settings.statement_timeout.max(lock_timeout).as_millis(),
         );
         let config = Self::config(settings, format!("suture {}", owner.participant))?;
-        Ok(Self { config, session, read_back: format!("on{}", minutes(IDLE_TIMEOUT)) })
+        let read_back = format!("on {}", settings.idle_timeout.as_secs());
+        Ok(Self { config, session, read_back })
     }
 
     /// For somebody who only reads.
@@ -825,11 +910,6 @@ impl Dial for Dialer {
     fn is_closed(connection: &Connection) -> bool {
         connection.client.is_closed()
     }
-}
-
-/// As PostgreSQL shows whole minutes.
-fn minutes(time: Duration) -> String {
-    format!("{}min", time.as_secs() / 60)
 }
 
 impl Connection {
@@ -911,6 +991,11 @@ impl Connection {
                 let sql = "insert into suture_audit (entry, record_key, record) values ($1, $2, $3)";
                 let note = self.statement(sql, &[Type::TEXT, Type::TEXT, Type::TEXT]).await?;
                 Cargo::Bound(note, vec![Box::new(entry), Box::new(record_key), Box::new(record)])
+            }
+            Work::LookAtMark(txid) => {
+                let look = self.statement(LOOK_AT_MARK, &[Type::TEXT, Type::INT4, Type::INT8]).await?;
+                let (shard, offset) = (i32::from(txid.shard.0), txid.offset.cast_signed());
+                Cargo::Bound(look, vec![Box::new(txid.log.to_string()), Box::new(shard), Box::new(offset)])
             }
             Work::Finish(txid, state) => {
                 let finish = self.statement(FINISH_ROW, &[Type::TEXT, Type::TEXT]).await?;

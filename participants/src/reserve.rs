@@ -12,15 +12,21 @@
 //! - **After every error it is asked whether the local transaction is still there**: a deadlock or a full disk ends all of
 //!   it, and what followed would be in autocommit. Then, and when it cannot be committed as a whole (a deferred
 //!   constraint), the batch is done again branch by branch, so that the one at fault is refused and the others are not.
+//! - The mark of purged rows is consulted after the row, and once more after the ledger row was inserted: an insert waits for
+//!   a purge of its row, so what was purged since the first look shows there, and the branch is looked at again.
 //! - A branch holds no lock between vote and decision, so all checks belong into `reserve`; `confirm` and `cancel` must be
 //!   able to run whatever comes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use suture_contract::ids::{Code, Txid};
 use suture_contract::messages::{Decision, Prepare, Verdict};
-use suture_participants_core::branch::{Answer, Event, KeyRow, Refusal, Row, State, Step, refusal_by_key, step_of_row};
+use suture_participants_core::branch::{
+    Answer, Event, KeyRow, Refusal, Row, State, Step, answer_without_row, refusal_by_key, step_of_row,
+};
+use suture_participants_core::marks::{Candidate, Marks, Purge};
 use suture_participants_core::operations::{self, Operation, Values, statement_failed};
 
 use crate::ledger::{LedgerRow, StoredKeyRow, StoredRow, bind_branch};
@@ -44,6 +50,8 @@ pub(crate) enum Work<'a> {
     Remove(&'a Txid),
     /// What is noted about it.
     Note(&'a Entry),
+    /// Reads one row if the mark has risen above it, and none if not.
+    LookAtMark(&'a Txid),
 }
 
 /// A connection with local transactions: what differs between databases, and nothing else.
@@ -66,6 +74,20 @@ pub(crate) trait Session: Send {
 
     /// The ledger's rows of these business keys.
     fn rows_of_keys(&mut self, keys: &[&str]) -> impl Future<Output = Result<Vec<StoredKeyRow>, Trouble>> + Send;
+
+    /// All marks of purged rows, without a lock.
+    fn marks(&mut self) -> impl Future<Output = Result<Marks, Trouble>> + Send;
+
+    /// The first rows behind a txid, in the database's own order; what has not changed for so long is old.
+    fn page(
+        &mut self,
+        after: Option<&Txid>,
+        older_than: Duration,
+        rows: usize,
+    ) -> impl Future<Output = Result<Vec<Candidate>, Trouble>> + Send;
+
+    /// Deletes these rows, and raises these marks. A mark never goes back.
+    fn purge(&mut self, purge: &Purge) -> impl Future<Output = Result<(), Trouble>> + Send;
 
     /// Sets a savepoint and runs these statements, in one round trip where the database can, up to the first that fails.
     fn branch(&mut self, work: &[Work<'_>]) -> impl Future<Output = Landed> + Send;
@@ -206,16 +228,26 @@ async fn refuse_alone<S: Session>(
 /// What the ledger says of a round.
 struct Known {
     rows: BTreeMap<Txid, StoredRow>,
+    marks: Marks,
     keys: Vec<StoredKeyRow>,
 }
 
 async fn look<S: Session>(session: &mut S, round: &[&Prepare]) -> Result<Known, Trouble> {
     let txids: Vec<Txid> = round.iter().map(|prepare| prepare.txid).collect();
     let keys: Vec<&str> = round.iter().map(|prepare| prepare.business_key.as_str()).collect();
-    Ok(Known {
-        rows: around(Act::LookAtBatch, session.rows(&txids, false)).await?,
-        keys: around(Act::LookAtKeys, session.rows_of_keys(&keys)).await?,
-    })
+    let (rows, marks) = around(Act::LookAtBatch, rows_then_marks(session, &txids, false)).await?;
+    Ok(Known { rows, marks, keys: around(Act::LookAtKeys, session.rows_of_keys(&keys)).await? })
+}
+
+/// The rows first; the marks only matter to what has none.
+async fn rows_then_marks<S: Session>(
+    session: &mut S,
+    txids: &[Txid],
+    lock: bool,
+) -> Result<(BTreeMap<Txid, StoredRow>, Marks), Trouble> {
+    let rows = session.rows(txids, lock).await?;
+    let marks = if rows.len() < txids.len() { session.marks().await? } else { Marks::default() };
+    Ok((rows, marks))
 }
 
 impl Known {
@@ -240,9 +272,11 @@ async fn prepare_one<S: Session>(
         Ok(row) => row,
         Err(broken) => return fault(broken),
     };
-    match (step_of_row(row.as_ref(), Event::Prepare, &prepare.hash), row) {
+    let is_below_mark = known.marks.covers(&prepare.txid);
+    match (step_of_row(row.as_ref(), is_below_mark, Event::Prepare, &prepare.hash), row) {
         (Ok(Step::Run), _) => {}
         (Ok(_), Some(row)) => return Ok(Some(Prepared::Answer(row.answer()))),
+        (Ok(Step::AnswerNo), None) => return Ok(Some(Prepared::Answer(answer_without_row()))),
         (Ok(_), None) => return fault(Fault::BrokenRow),
         (Err(violation), _) => return fault(violation.into()),
     }
@@ -260,11 +294,13 @@ async fn prepare_one<S: Session>(
     let row = LedgerRow::of(prepare, State::InDoubt, None);
     let mut work = vec![Work::Insert(&row)];
     work.extend(operation.prepare.iter().map(|step| Work::Step(step, &values)));
+    work.push(Work::LookAtMark(&prepare.txid));
     let Landed { rows, trouble } = around(Act::Reserve, session.branch(&work)).await;
     if rows.is_empty() {
         return met(session, trouble).await;
     }
     let failed = match first_failed(&operation.prepare, &rows[1..], trouble) {
+        Ok(None) if rows.last() != Some(&0) => return undo(session, &busy()).await.map(|()| None),
         Ok(None) => return Ok(Some(Prepared::Answer(Answer::Yes))),
         Ok(Some(failed)) => failed,
         Err(unavailable) => return Err(unavailable.into()),
@@ -309,7 +345,10 @@ pub(crate) fn first_failed<'a>(
 /// Its own row, under a savepoint of its own.
 async fn refuse<S: Session>(session: &mut S, prepare: &Prepare, refusal: Refusal) -> Result<Option<Prepared>, Broken> {
     let row = LedgerRow::of(prepare, State::Refused, Some(&refusal));
-    match around(Act::RefuseBranch, session.branch(&[Work::Insert(&row)])).await.trouble {
+    let work = [Work::Insert(&row), Work::LookAtMark(&prepare.txid)];
+    let Landed { rows, trouble } = around(Act::RefuseBranch, session.branch(&work)).await;
+    match trouble {
+        None if rows.last() != Some(&0) => undo(session, &busy()).await.map(|()| None),
         None => Ok(Some(Prepared::Answer(Answer::No(refusal)))),
         trouble => met(session, trouble).await,
     }
@@ -366,12 +405,12 @@ async fn decide_together<S: Session>(
     let doing = "deciding";
     around(Act::Begin, session.begin()).await.map_err(|trouble| trouble.unavailable(doing))?;
     let txids: Vec<Txid> = batch.iter().map(|decision| decision.txid).collect();
-    let rows = around(Act::LookLocking, session.rows(&txids, true))
+    let (rows, marks) = around(Act::LookLocking, rows_then_marks(session, &txids, true))
         .await
         .map_err(|trouble| trouble.unavailable("reading the ledger"))?;
     let mut decided = Vec::with_capacity(batch.len());
     for decision in batch {
-        match decide_one(session, operations, rows.get(&decision.txid), decision).await {
+        match decide_one(session, operations, rows.get(&decision.txid), &marks, decision).await {
             Ok(done) => decided.push(done),
             Err(broken) => return give_up(session, broken).await,
         }
@@ -384,6 +423,7 @@ async fn decide_one<S: Session>(
     session: &mut S,
     operations: &Operations,
     stored: Option<&StoredRow>,
+    marks: &Marks,
     decision: &Decision,
 ) -> Result<Decided, Broken> {
     let event = match decision.outcome {
@@ -395,7 +435,7 @@ async fn decide_one<S: Session>(
         Err(fault) => return Ok(Err(fault)),
     };
     let operation = || stored.and_then(|stored| stored.operation.as_deref()).unwrap_or_default();
-    match step_of_row(row.as_ref(), event, &decision.hash) {
+    match step_of_row(row.as_ref(), marks.covers(&decision.txid), event, &decision.hash) {
         Ok(Step::Commit) => finish(session, operations, operation(), &decision.txid, State::Committed).await,
         Ok(Step::RollBack) => finish(session, operations, operation(), &decision.txid, State::Aborted).await,
         Ok(Step::NoteAbort) => note_abort(session, decision).await,

@@ -13,10 +13,11 @@
 //!
 //! Text of a database's errors holds row values, so it is neither returned nor logged: only its code is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::value::RawValue;
 use suture_contract::ids::{BusinessKey, LogLetters, Shard, Txid};
@@ -48,17 +49,20 @@ pub trait Resource: Send + Sync + 'static {
     /// What said yes here and has no decision yet.
     fn in_doubt(&self) -> impl Future<Output = Result<Vec<InDoubt>, Unavailable>> + Send;
 
-    /// Prepared branches of ours whose ledger row says that they are over: aborted or refused. The list is looked at first.
-    /// Where nothing is prepared there are none.
-    fn leftovers(&self) -> impl Future<Output = Result<Vec<Txid>, Unavailable>> + Send {
+    /// Prepared branches of ours that ought not to be there. The list is looked at first. Where nothing is prepared there are
+    /// none.
+    fn leftovers(&self) -> impl Future<Output = Result<Vec<Leftover>, Unavailable>> + Send {
         async { Ok(Vec::new()) }
     }
 
-    /// Rolls those of them back that are so still. Answers how many.
+    /// Rolls back those of these that are over. Answers how many.
     fn sweep(&self, txids: Vec<Txid>) -> impl Future<Output = Result<usize, Unavailable>> + Send {
         let _ = txids;
         async { Ok(0) }
     }
+
+    /// Deletes finished rows, a page of the ledger at a time, and raises the marks past them, in one local transaction.
+    fn purge(&self, page: Page) -> impl Future<Output = Result<Purged, Unavailable>> + Send;
 
     /// All positions that were ever stored for a topic.
     fn load_positions(&self, topic: String) -> impl Future<Output = Result<Vec<Position>, Unavailable>> + Send;
@@ -161,6 +165,40 @@ pub struct Unavailable {
     pub doing: &'static str,
     /// SQLSTATE or SQLite's number; never text.
     pub code: String,
+}
+
+/// A prepared branch that ought not to be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leftover {
+    /// Which.
+    pub txid: Txid,
+    /// Aborted or refused: its row says so. Purged: it has no row, and lies below the mark.
+    pub state: State,
+}
+
+/// A part of a ledger that is to be purged.
+#[derive(Debug, Clone)]
+pub struct Page {
+    /// It begins behind this one, in the database's own order.
+    pub after: Option<Txid>,
+    /// Most rows to look at.
+    pub rows: usize,
+    /// Rows that have not changed for so long may go, by the database's clock. In mode `xa` a row changes last when its
+    /// branch is prepared.
+    pub older_than: Duration,
+    /// Of these shards.
+    pub shards: BTreeSet<Shard>,
+    /// Decided, and not acknowledged yet: neither these go, nor what lies above them.
+    pub unacknowledged: Vec<Txid>,
+}
+
+/// What became of a page.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Purged {
+    /// How many rows went.
+    pub rows: usize,
+    /// Its last row; `None`: the ledger ends here.
+    pub next: Option<Txid>,
 }
 
 /// How far a log was worked off.

@@ -15,7 +15,8 @@ use suture_participants_core::settle::Unsettled;
 use crate::config::ServerSettings;
 use crate::ledger::{StoredRow, states_of};
 use crate::resource::{
-    Batching, Decided, Entry, Noted, Position, Prepared, Resolution, Resource, SeedError, Unavailable, Which,
+    Batching, Decided, Entry, Leftover, Noted, Page, Position, Prepared, Purged, Resolution, Resource, SeedError,
+    Unavailable, Which,
 };
 use crate::trouble::within;
 use crate::xa::{self, Branches};
@@ -46,6 +47,10 @@ pub(crate) trait Server: Branches + Send + 'static {
 
     /// Mode reserve: what stands in the ledger.
     fn rows_in_doubt(&self) -> impl Future<Output = Result<Vec<InDoubt>, Unavailable>> + Send;
+
+    /// See [`Resource::purge`].
+    fn purge_page(&self, page: &Page, in_doubt: &[InDoubt])
+    -> impl Future<Output = Result<Purged, Unavailable>> + Send;
 
     /// See [`Resource::load_positions`].
     fn read_positions(&self, topic: String) -> impl Future<Output = Result<Vec<Position>, Unavailable>> + Send;
@@ -131,7 +136,7 @@ impl<S: Server> Resource for S {
         }
     }
 
-    async fn leftovers(&self) -> Result<Vec<Txid>, Unavailable> {
+    async fn leftovers(&self) -> Result<Vec<Leftover>, Unavailable> {
         match self.opened().mode {
             Mode::Xa => within(self.opened().settings.patience(), "reading the list", xa::leftovers(self)).await,
             Mode::Reserve => Ok(Vec::new()),
@@ -140,6 +145,11 @@ impl<S: Server> Resource for S {
 
     async fn sweep(&self, txids: Vec<Txid>) -> Result<usize, Unavailable> {
         within(self.opened().settings.patience(), "sweeping", xa::sweep(self, &txids)).await
+    }
+
+    async fn purge(&self, page: Page) -> Result<Purged, Unavailable> {
+        let in_doubt = self.in_doubt().await?;
+        within(self.opened().settings.patience(), "purging", self.purge_page(&page, &in_doubt)).await
     }
 
     async fn load_positions(&self, topic: String) -> Result<Vec<Position>, Unavailable> {

@@ -21,7 +21,8 @@
 //! - **What must not happen stops the shard** (a fault of the ledger, an unreadable decision, a newer version): one error,
 //!   nothing is acknowledged past it, the other shards go on. It is taken anew when a person has settled the incident that
 //!   stopped it (`incidents`); else it stays stopped until the process starts anew.
-//! - Who is in doubt for too long asks for its decision, and never ends a branch by itself (`upkeep`).
+//! - Who is in doubt for too long asks for its decision, and never ends a branch by itself. Branches that are over are swept, and
+//!   old rows purged (`upkeep`).
 //! - A database that does not answer is asked again for as long as it takes. Nothing is voted meanwhile.
 //!
 //! One task owns all state. It selects one event, changes the state, and starts what follows as a job; a job only asks
@@ -61,7 +62,7 @@ use crate::points::{Act, after, around, before};
 use crate::resource::{Batching, Decided, Effect, Fault, Position, Prepared, Resource};
 use crate::seek::Seeker;
 use crate::take::{Letters, Names, Taken, blocking, lag, look_at_topics, look_up, refuse_foreign};
-use crate::upkeep::{Found, Upkeep};
+use crate::upkeep::{Found, Live, Upkeep};
 
 /// Most decisions in one job; more only wait for each other.
 const DECISION_BATCH: usize = 512;
@@ -357,7 +358,7 @@ impl<R: Resource> Service<R> {
                     self.is_full = false;
                     self.send_unsent();
                     self.store_positions();
-                    self.upkeep.tick(&self.resource);
+                    self.upkeep.tick(&self.resource, &self.live());
                 }
                 Some(look) = self.alarms.looked() => self.on_look(look.map_err(|_| ServiceError::Job)?),
                 _ = lines.tick() => self.look_at_lines(),
@@ -605,7 +606,7 @@ impl<R: Resource> Service<R> {
         self.deciding.clear();
         for (job, _) in decided.iter().filter(|(_, decided)| decided.is_ok()) {
             self.lines.leaves(&job.message.txid);
-            self.upkeep.ends(&job.message.txid);
+            self.upkeep.ends(&job.message.txid, (job.shard, job.offset));
             self.alarms.is_decided(&job.message.txid);
         }
         self.release_prepares();
@@ -885,11 +886,17 @@ impl<R: Resource> Service<R> {
     // ---- upkeep ------------------------------------------------------------------------------------------------------
 
     fn on_upkeep(&mut self, found: Found) {
-        let live = self.shards.iter().filter(|(_, state)| state.phase == Phase::Live);
-        let live = live.map(|(shard, state)| (*shard, state.decisions.progress.position())).collect();
+        let live = self.live();
         for ask in self.upkeep.on_found(found, &self.resource, &live) {
             self.ask(ask);
         }
+    }
+
+    fn live(&self) -> BTreeMap<Shard, Live> {
+        let live = self.shards.iter().filter(|(_, state)| state.phase == Phase::Live);
+        let how_far =
+            |Track { progress, committed, .. }: &Track| Live { applied: progress.position(), acknowledged: *committed };
+        live.map(|(shard, state)| (*shard, how_far(&state.decisions))).collect()
     }
 
     // ---- positions ---------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ use suture_contract::ids::{Shard, Txid};
 use suture_contract::messages::{Decision, Prepare};
 use suture_participants_core::branch::State;
 use suture_participants_core::doubts::{InDoubt, SeenHash};
+use suture_participants_core::marks::{Candidate, Marks, Purge};
 use suture_participants_core::operations::{self, Operation, Rows, Seed, Values};
 use suture_participants_core::settle::Unsettled;
 use suture_participants_core::values::Value;
@@ -34,11 +35,12 @@ use tokio::sync::oneshot;
 use crate::books::{Dialect, TextRow};
 use crate::config::SqliteSettings;
 use crate::ledger::{LEDGER_ID, StoredKeyRow, StoredRow, all_steps, bind_seed, check_marks, states_of};
+use crate::purge::purge_page;
 use crate::reserve::{self, Session, Work};
 use crate::resolve::resolve;
 use crate::resource::{
-    Batching, Decided, Entry, Noted, OpenError, Opening, Position, Prepared, Resolution, Resource, SeedError,
-    Unavailable, Which,
+    Batching, Decided, Entry, Noted, OpenError, Opening, Page, Position, Prepared, Purged, Resolution, Resource,
+    SeedError, Unavailable, Which,
 };
 use crate::trouble::{Blame, Landed, Trouble};
 
@@ -167,6 +169,14 @@ impl Resource for SqliteResource {
 
     async fn in_doubt(&self) -> Result<Vec<InDoubt>, Unavailable> {
         self.run(|ledger| ledger.in_doubt()).await
+    }
+
+    async fn purge(&self, page: Page) -> Result<Purged, Unavailable> {
+        self.run(move |ledger| {
+            let in_doubt = ledger.in_doubt()?;
+            at_once(purge_page(ledger, &page, &in_doubt))
+        })
+        .await
     }
 
     async fn load_positions(&self, topic: String) -> Result<Vec<Position>, Unavailable> {
@@ -405,6 +415,13 @@ impl Ledger {
                 "insert into suture_audit (entry, record_key, record) values (?1, ?2, ?3)",
                 params![entry, record_key, record],
             ),
+            Work::LookAtMark(Txid { log, shard, offset }) => self
+                .query(
+                    "select 1 from suture_marks where letters = ?1 and shard = ?2 and next_offset > ?3",
+                    params![log.as_str(), shard.0, offset.cast_signed()],
+                    |_| Ok(()),
+                )
+                .map(|rows| rows.len() as u64),
             Work::Finish(txid, state) => self.execute(
                 "update suture_ledger set state = ?2, changed_at = unixepoch(),
                                           live_key = case when ?2 = 'committed' then live_key end
@@ -473,6 +490,49 @@ impl Session for Ledger {
             rows.append(&mut found.map_err(|error| trouble(&error))?);
         }
         Ok(rows)
+    }
+
+    async fn marks(&mut self) -> Result<Marks, Trouble> {
+        let rows = self.query("select letters, shard, next_offset from suture_marks", &[], |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, u16>(1)?, row.get::<_, i64>(2)?))
+        });
+        let read = |(letters, shard, mark): (String, u16, i64)| {
+            Some(((letters.parse().ok()?, Shard(shard)), u64::try_from(mark).ok()?))
+        };
+        let broken = || Trouble { blame: Blame::Database, code: "a mark cannot be read".to_string() };
+        let rows = rows.map_err(|error| trouble(&error))?;
+        rows.into_iter().map(|row| read(row).ok_or_else(broken)).collect::<Result<_, _>>().map(Marks)
+    }
+
+    async fn page(
+        &mut self,
+        after: Option<&Txid>,
+        older_than: Duration,
+        rows: usize,
+    ) -> Result<Vec<Candidate>, Trouble> {
+        let sql = "select txid, state <> 'in_doubt' and changed_at <= unixepoch() - ?2
+                   from suture_ledger where txid > ?1 order by txid limit ?3";
+        let (after, seconds) = (after.map(Txid::to_string).unwrap_or_default(), older_than.as_secs().cast_signed());
+        let most = i64::try_from(rows).unwrap_or(i64::MAX);
+        let rows = self
+            .query(sql, params![after, seconds, most], |row| Ok((row.get::<_, String>(0)?, row.get::<_, bool>(1)?)));
+        let read = |(txid, is_old): (String, bool)| Some(Candidate { txid: txid.parse().ok()?, is_old });
+        let broken = || Trouble { blame: Blame::Database, code: "a txid cannot be read".to_string() };
+        rows.map_err(|error| trouble(&error))?.into_iter().map(|row| read(row).ok_or_else(broken)).collect()
+    }
+
+    async fn purge(&mut self, purge: &Purge) -> Result<(), Trouble> {
+        let failed = |error: rusqlite::Error| trouble(&error);
+        for txid in &purge.txids {
+            let sql = "delete from suture_ledger where txid = ?1 and state <> 'in_doubt'";
+            self.execute(sql, params![txid.to_string()]).map_err(failed)?;
+        }
+        for ((letters, shard), mark) in &purge.marks.0 {
+            let sql = "insert into suture_marks (letters, shard, next_offset) values (?1, ?2, ?3)
+                       on conflict do update set next_offset = max(next_offset, excluded.next_offset)";
+            self.execute(sql, params![letters.as_str(), shard.0, mark.cast_signed()]).map_err(failed)?;
+        }
+        Ok(())
     }
 
     async fn branch(&mut self, work: &[Work<'_>]) -> Landed {

@@ -12,6 +12,8 @@
 //! - **Neither tag nor OK is believed.** What counts is what is seen afterwards.
 //! - While a branch is in doubt, its txid and its business key block a second insert. That is waited for briefly and is a
 //!   retryable no then. A row for an abort waits likewise until the branch is in the list, where it can be rolled back.
+//! - The mark of purged rows is consulted last of the three, and once more after the ledger row was inserted, in the same flight
+//!   as the steps: an insert waits for a purge of its row, so what was purged since the first look shows there.
 //! - A branch in the list whose row says `aborted` or `refused` is over: MariaDB's rollback is undone by a crash, the row is
 //!   not. A sweep rolls it back again.
 //! - A commit for what is neither in the list nor in the ledger is looked for over some seconds, with a trial insert
@@ -24,9 +26,11 @@ use std::time::Duration;
 use suture_contract::ids::{RequestHash, Txid, code};
 use suture_contract::messages::{Decision, Prepare};
 use suture_participants_core::branch::{
-    Answer, Event, KeyRow, Refusal, Row, State, Step, Violation, Wrong, refusal_by_key, step, step_of_row,
+    Answer, Event, KeyRow, Refusal, Row, State, Step, Violation, Wrong, answer_without_row, refusal_by_key, step,
+    step_of_row,
 };
 use suture_participants_core::gid::Gid;
+use suture_participants_core::marks::Marks;
 use suture_participants_core::operations::{self, Operation, Values};
 use tokio::time::sleep;
 
@@ -34,7 +38,7 @@ use crate::flights::{InFlight, in_order};
 use crate::ledger::{LedgerRow, StoredRow, bind_branch};
 use crate::points::{Act, around};
 use crate::reserve::{Failed, first_failed};
-use crate::resource::{Decided, Effect, Fault, Prepared, Unavailable};
+use crate::resource::{Decided, Effect, Fault, Leftover, Prepared, Unavailable};
 use crate::server::Opened;
 use crate::trouble::{Blame, Landed};
 
@@ -69,9 +73,9 @@ pub(crate) trait Branches: Sync {
         values: &Values,
     ) -> impl Future<Output = Result<Ran, Unavailable>> + Send;
 
-    /// Inserts a `refused` row, in a local transaction of its own. `false`: another session has the txid, or its key; look
-    /// again.
-    fn insert_refused(&self, row: LedgerRow) -> impl Future<Output = Result<bool, Unavailable>> + Send;
+    /// Inserts a `refused` row, in a local transaction of its own that looks at the mark last. `false`: another session has the
+    /// txid, or its key, or it is purged; look again.
+    fn insert_refused(&self, txid: &Txid, row: LedgerRow) -> impl Future<Output = Result<bool, Unavailable>> + Send;
 
     /// Commits or rolls back a prepared branch. One that is unknown by now shows in the look that follows.
     fn finish_one(&self, how: How, gid: &Gid) -> impl Future<Output = Result<(), Unavailable>> + Send;
@@ -113,7 +117,7 @@ pub(crate) enum Ran {
 pub(crate) enum Collision {
     /// It is not finished: its row is invisible, and we waited.
     InProgress,
-    /// It is finished: its row or its branch can be read now.
+    /// It is finished: its row, its branch or its mark can be read now.
     Visible,
 }
 
@@ -134,6 +138,8 @@ pub(crate) struct Known {
     pub gids: HashMap<Txid, Gid>,
     /// Those in the ledger.
     pub rows: HashMap<Txid, StoredRow>,
+    /// What is purged, looked at after the rows.
+    pub marks: Marks,
 }
 
 impl Known {
@@ -157,11 +163,11 @@ impl Known {
                 // No row of this mode says so.
                 return Err(Fault::BrokenRow);
             }
-            return Ok(step_of_row(Some(&row), event, &decision.hash)?);
+            return Ok(step_of_row(Some(&row), false, event, &decision.hash)?);
         }
         match self.gids.get(&decision.txid) {
             Some(gid) => Ok(step(State::InDoubt, event, gid.has_hash(&decision.hash))?),
-            None => Ok(step(State::Absent, event, true)?),
+            None => Ok(step_of_row(None, self.marks.covers(&decision.txid), event, &decision.hash)?),
         }
     }
 }
@@ -177,9 +183,11 @@ pub(crate) async fn prepare<B: Branches>(branches: &B, prepare: &Prepare) -> Res
             Ok(row) => row,
             Err(fault) => return Ok(Prepared::Fault(fault)),
         };
-        match (step_of_row(row.as_ref(), Event::Prepare, &prepare.hash), row) {
+        let is_below_mark = known.marks.covers(&prepare.txid);
+        match (step_of_row(row.as_ref(), is_below_mark, Event::Prepare, &prepare.hash), row) {
             (Ok(Step::Run), _) => {}
             (Ok(_), Some(row)) => return Ok(Prepared::Answer(row.answer())),
+            (Ok(Step::AnswerNo), None) => return Ok(Prepared::Answer(answer_without_row())),
             (Ok(_), None) => return Ok(Prepared::Fault(Fault::BrokenRow)),
             (Err(violation), _) => return Ok(Prepared::Fault(violation.into())),
         }
@@ -196,7 +204,8 @@ pub(crate) async fn prepare<B: Branches>(branches: &B, prepare: &Prepare) -> Res
             },
             Err(fault) => return Ok(Prepared::Fault(fault)),
         };
-        if around(Act::Refuse, branches.insert_refused(LedgerRow::of(prepare, State::Refused, Some(&refusal)))).await? {
+        let row = LedgerRow::of(prepare, State::Refused, Some(&refusal));
+        if around(Act::Refuse, branches.insert_refused(&prepare.txid, row)).await? {
             return Ok(Prepared::Answer(Answer::No(refusal)));
         }
         sleep(LOOK_AGAIN).await;
@@ -228,8 +237,8 @@ async fn run<B: Branches>(branches: &B, prepare: &Prepare) -> Result<Ran, Unavai
     }
 }
 
-/// How what goes before the PREPARE has ended: what opens the branch, its ledger row, what stands before the steps, the steps.
-/// `None`: all went as it should. The first that did not decides.
+/// How what goes before the PREPARE has ended: what opens the branch, its ledger row, what stands before the steps, the steps,
+/// the look at the mark. `None`: all went as it should. The first that did not decides.
 pub(crate) fn judge(
     prepare: &Prepare,
     steps: &[operations::Step],
@@ -240,11 +249,11 @@ pub(crate) fn judge(
         (1, Some(trouble)) if trouble.blame == Blame::Busy => Ok(Some(Ran::Met(Collision::InProgress))),
         (0..=2, Some(trouble)) => Err(trouble.unavailable("opening a branch")),
         (_, trouble) => {
-            let failed = first_failed(steps, &rows[3..], trouble)?;
-            Ok(failed.map(|Failed { step, code, cause }| {
-                tracing::debug!(txid = %prepare.txid, %code, place = step.place, cause, "refused");
-                Ran::Refused(Refusal::with(code))
-            }))
+            let Some(Failed { step, code, cause }) = first_failed(steps, &rows[3..], trouble)? else {
+                return Ok((rows.last() != Some(&0)).then_some(Ran::Met(Collision::Visible)));
+            };
+            tracing::debug!(txid = %prepare.txid, %code, place = step.place, cause, "refused");
+            Ok(Some(Ran::Refused(Refusal::with(code))))
         }
     }
 }
@@ -341,31 +350,36 @@ pub(crate) async fn abort<B: Branches>(branches: &B, batch: &[Arc<Decision>]) ->
 
 // ---- sweep -----------------------------------------------------------------------------------------------------------
 
-/// Our branches in the list that are over.
-pub(crate) async fn leftovers<B: Branches>(branches: &B) -> Result<Vec<Txid>, Unavailable> {
+/// Our branches in the list that ought not to be there.
+pub(crate) async fn leftovers<B: Branches>(branches: &B) -> Result<Vec<Leftover>, Unavailable> {
     let listed: Vec<Txid> = branches.look_at_all(&[]).await?.gids.into_keys().collect();
-    Ok(over(branches, &listed).await?.into_iter().map(|gid| gid.txid).collect())
+    let found = left(branches, &listed).await?;
+    Ok(found.into_iter().map(|(gid, state)| Leftover { txid: gid.txid, state }).collect())
 }
 
-/// Rolls those of these back that are over.
+/// Rolls back those of these that are over.
 pub(crate) async fn sweep<B: Branches>(branches: &B, txids: &[Txid]) -> Result<usize, Unavailable> {
-    let gids = over(branches, txids).await?;
+    let found = left(branches, txids).await?;
+    let over = found.into_iter().filter(|(_, state)| *state != State::Purged);
+    let gids: Vec<Gid> = over.map(|(gid, _)| gid).collect();
     finish(branches, How::RollBack, &gids).await?;
     Ok(gids.len())
 }
 
-/// What is in the list first, and then in the ledger as over, and about the same.
-async fn over<B: Branches>(branches: &B, txids: &[Txid]) -> Result<Vec<Gid>, Unavailable> {
+/// What is in the list first, and then is over by its row, or has none and is purged.
+async fn left<B: Branches>(branches: &B, txids: &[Txid]) -> Result<Vec<(Gid, State)>, Unavailable> {
     if txids.is_empty() {
         return Ok(Vec::new());
     }
-    let Known { mut gids, rows, .. } = branches.look_at_all(txids).await?;
-    let is_over = |row: StoredRow, gid: &Gid| match row.read() {
-        Ok(row) => matches!(row.state, State::Aborted | State::Refused) && gid.has_hash(&row.hash),
-        Err(_) => false,
+    let Known { mut gids, mut rows, marks, .. } = branches.look_at_all(txids).await?;
+    let state_of = |gid: Gid| match rows.remove(&gid.txid).map(StoredRow::read) {
+        Some(Ok(Row { state, hash, .. })) if gid.has_hash(&hash) => {
+            matches!(state, State::Aborted | State::Refused).then_some((gid, state))
+        }
+        Some(_) => None,
+        None => marks.covers(&gid.txid).then_some((gid, State::Purged)),
     };
-    let found = rows.into_iter().filter_map(|(txid, row)| gids.remove(&txid).filter(|gid| is_over(row, gid)));
-    Ok(found.collect())
+    Ok(txids.iter().filter_map(|txid| gids.remove(txid)).filter_map(state_of).collect())
 }
 
 // ---- what both need ---------------------------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ use suture_contract::ids::Deployment;
 use suture_contract::messages::{Prepare, Verdict};
 use suture_participants::config::{Database, ParticipantConfig, ServerSettings};
 use suture_participants::mariadb::MariadbResource;
-use suture_participants::resource::{Effect, Fault, OpenError, Opening, Resource, Unavailable};
-use suture_participants_core::branch::Wrong;
+use suture_participants::resource::{Effect, Fault, Leftover, OpenError, Opening, Resource, Unavailable};
+use suture_participants_core::branch::{State, Wrong};
 use suture_participants_core::operations::Mode;
 
 const XA: &str = r#"
@@ -447,7 +447,7 @@ async fn a_branch_that_comes_back_is_swept() {
         execute(&mut other, &script).await;
         other.disconnect().await.unwrap();
     }
-    assert_eq!(bank.leftovers().await.unwrap(), [over.txid]);
+    assert_eq!(bank.leftovers().await.unwrap(), [Leftover { txid: over.txid, state: State::Aborted }]);
     let both = vec![over.txid, in_doubt.txid];
     // The session that prepared it may not be gone yet: then it is found again.
     while bank.sweep(both.clone()).await.unwrap() > 0 {}
@@ -460,6 +460,54 @@ async fn a_branch_that_comes_back_is_swept() {
         execute(&mut connect(&db.url).await, &format!("xa rollback {xid}")).await;
     }
     db.drop_database().await;
+}
+
+/// R12, P25: a zombie has looked, and before its row is in the ledger the branch is prepared, finished and purged elsewhere. All of that
+/// happens while its insert waits.
+#[tokio::test]
+async fn a_zombie_does_not_run_what_was_purged_since_it_looked() {
+    for config in [XA, RESERVE] {
+        let db = Db::new(config).await;
+        let patient = |settings: &mut ServerSettings| {
+            settings.key_timeout = Duration::from_secs(30);
+            settings.lock_timeout = Duration::from_secs(30);
+        };
+        let zombie = Arc::new(db.open_with(patient).await);
+        // One that would run, and one that would be refused: a refused row is in the way of a late copy of the commit.
+        for branch in [put(1, "key-1", "i1", "a", 10), put(2, "key-2", "i2", "nobody", 10)] {
+            let mut other = connect(&db.url).await;
+            let by_another = format!(
+                "start transaction; insert into suture_ledger (txid, state, hash) values ('{}', 'aborted', '{}')",
+                branch.txid, branch.hash
+            );
+            execute(&mut other, &by_another).await;
+            let late = {
+                let (zombie, branch) = (Arc::clone(&zombie), branch.clone());
+                tokio::spawn(async move { prepare_one(&*zombie, &branch).await })
+            };
+            let waits = format!(
+                "select count(*) from information_schema.processlist
+                 where db = '{}' and command = 'Query' and trim(info) like 'insert into suture_ledger%'",
+                db.name
+            );
+            while db.number(&waits).await == 0 {
+                assert!(!late.is_finished(), "it does not wait: {:?}", late.await);
+                tokio::task::yield_now().await;
+            }
+            let purged = format!(
+                "delete from suture_ledger where txid = '{}';
+                 replace into suture_marks values ('k3f9q', 3, {}); commit",
+                branch.txid,
+                branch.txid.offset + 1
+            );
+            execute(&mut other, &purged).await;
+            assert_eq!(code(&late.await.unwrap()), "finished_before");
+            assert!(zombie.in_doubt().await.unwrap().is_empty());
+        }
+        assert_eq!(db.number("select count(*) from item").await, 0);
+        assert_eq!(db.number("select count(*) from suture_ledger").await, 0);
+        db.drop_database().await;
+    }
 }
 
 #[tokio::test]

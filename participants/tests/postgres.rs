@@ -15,8 +15,8 @@ use suture_contract::ids::Deployment;
 use suture_contract::messages::{Prepare, Verdict};
 use suture_participants::config::{Database, ParticipantConfig, ServerSettings};
 use suture_participants::postgres::PostgresResource;
-use suture_participants::resource::{Effect, Fault, OpenError, Opening, Prepared, Resource};
-use suture_participants_core::branch::Wrong;
+use suture_participants::resource::{Effect, Fault, Leftover, OpenError, Opening, Prepared, Resource};
+use suture_participants_core::branch::{State, Wrong};
 use tokio_postgres::{Client, NoTls};
 
 const CONFIG: &str = r#"
@@ -681,8 +681,9 @@ async fn a_branch_that_is_over_is_swept() {
             .await;
     }
     let mut found = bank.leftovers().await.unwrap();
-    found.sort_unstable();
-    assert_eq!(found, [over.txid, refused.txid]);
+    found.sort_unstable_by_key(|leftover| leftover.txid);
+    let leftover = |branch: &Prepare, state| Leftover { txid: branch.txid, state };
+    assert_eq!(found, [leftover(&over, State::Aborted), leftover(&refused, State::Refused)]);
     let all = [over.txid, refused.txid, in_doubt.txid].to_vec();
     assert_eq!(bank.sweep(all.clone()).await, Ok(2), "whatever it is asked for");
     assert_eq!(bank.sweep(all).await, Ok(0));
@@ -701,6 +702,53 @@ async fn a_branch_that_is_over_is_swept() {
     .await;
     assert!(bank.leftovers().await.unwrap().is_empty());
     assert_eq!(commit(&bank, &in_doubt).await, Ok(Effect::Finished));
+    db.drop_database().await;
+}
+
+/// R12, P25: a zombie has looked, and before its row is in the ledger the branch is prepared, finished and purged elsewhere. All of that
+/// happens while its insert waits.
+#[tokio::test]
+async fn a_zombie_does_not_run_what_was_purged_since_it_looked() {
+    let db = Db::new().await;
+    let patient = |settings: &mut ServerSettings| {
+        settings.key_timeout = Duration::from_secs(30);
+        settings.lock_timeout = Duration::from_secs(30);
+    };
+    let in_xa = db.try_open(|settings, _| patient(settings)).await.unwrap();
+    let (mut settings, opening) = db.config(RESERVE_CONFIG);
+    patient(&mut settings);
+    let in_reserve = PostgresResource::open(settings, opening).await.unwrap();
+    let (in_xa, in_reserve) = (Arc::new(in_xa), Arc::new(in_reserve));
+    // One that would run, and one that would be refused: a refused row is in the way of a late copy of the commit.
+    for (zombie, branch) in [
+        (&in_xa, put(1, "key-1", "i1", "a", 10)),
+        (&in_xa, put(2, "key-2", "i2", "nobody", 10)),
+        (&in_reserve, put(3, "key-3", "i3", "a", 10)),
+        (&in_reserve, put(4, "key-4", "i4", "nobody", 10)),
+    ] {
+        let other = connect(&db.url).await;
+        let by_another = format!(
+            "begin; insert into suture_ledger (txid, state, hash) values ('{}', 'aborted', '{}')",
+            branch.txid, branch.hash
+        );
+        other.batch_execute(&by_another).await.unwrap();
+        let late = {
+            let (zombie, branch) = (Arc::clone(zombie), branch.clone());
+            tokio::spawn(async move { prepare_one(&*zombie, &branch).await })
+        };
+        db.until_somebody_waits().await;
+        let purged = format!(
+            "delete from suture_ledger where txid = '{}';
+             insert into suture_marks values ('k3f9q', 3, {}) on conflict (letters, shard) do update set next_offset = excluded.next_offset;
+             commit",
+            branch.txid,
+            branch.txid.offset + 1
+        );
+        other.batch_execute(&purged).await.unwrap();
+        assert_eq!(code(&late.await.unwrap()), "finished_before");
+        assert!(zombie.in_doubt().await.unwrap().is_empty());
+    }
+    assert_eq!(db.number("select count(*) from item").await + db.number("select count(*) from suture_ledger").await, 0);
     db.drop_database().await;
 }
 

@@ -217,6 +217,15 @@ impl World {
         timeout(PATIENCE, asking).await.expect("not appended").unwrap();
     }
 
+    async fn until_counted(&self, sql: &str, wanted: i64) {
+        let counting = async {
+            while self.number(sql) != wanted {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(PATIENCE, counting).await.expect("another number stays");
+    }
+
     fn number(&self, sql: &str) -> i64 {
         Connection::open(self.file()).unwrap().query_row(sql, [], |row| row.get(0)).unwrap()
     }
@@ -514,6 +523,35 @@ async fn who_is_in_doubt_for_too_long_asks_until_it_is_told() {
     world.inquiry(&never).await;
     world.inquiry(&never).await;
     assert_eq!(world.number("select count(*) from suture_ledger where state = 'in_doubt'"), 1);
+    running.stop().await;
+}
+
+/// W13: what is finished is purged at once, and whatever comes late is answered as finished.
+#[tokio::test(flavor = "multi_thread")]
+async fn finished_rows_are_purged_behind_the_acknowledgement() {
+    let mut world = World::new();
+    let at_once = UpkeepSettings { purge_after: Some(Duration::from_millis(1)), ..UpkeepSettings::default() };
+    let running = world.start_with(at_once).await;
+    let (one, two, in_doubt) = (world.prepare(0, 0, "a"), world.prepare(0, 1, "b"), world.prepare(0, 2, "c"));
+    for branch in [&one, &two, &in_doubt] {
+        world.ask(branch);
+        assert_eq!(world.ballot(branch).await, YES);
+    }
+    world.decide(&one, Verdict::Commit);
+    world.decide(&two, Verdict::Abort);
+    world.until_counted("select count(*) from suture_ledger", 1).await;
+    world.until_acknowledged(DECISIONS, 0, 2).await;
+    assert_eq!(world.number("select next_offset from suture_marks"), 2);
+    running.kill().await;
+
+    let running = world.start_with(at_once).await;
+    world.ask(&one);
+    assert_eq!(world.ballot(&one).await, no("finished_before"));
+    world.decide(&one, Verdict::Commit);
+    world.decide(&in_doubt, Verdict::Commit);
+    world.until_acknowledged(DECISIONS, 0, 4).await;
+    world.until_counted("select count(*) from suture_ledger", 0).await;
+    assert_eq!(world.number("select count(*) from item where done"), 2);
     running.stop().await;
 }
 

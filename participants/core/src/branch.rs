@@ -3,6 +3,7 @@
 //! | state | prepare | commit | abort |
 //! |---|---|---|---|
 //! | absent | run the operation, if the business key allows it | violation: **lost** | note the abort, so that the late prepare finds it |
+//! | purged | answer no | nothing: finished long ago | nothing: finished long ago |
 //! | in doubt | answer yes again | commit | roll back |
 //! | committed | answer yes again | nothing: done before | violation: **contradiction** |
 //! | aborted | answer no | violation: **lost** | nothing: done before |
@@ -11,6 +12,8 @@
 //!
 //! - The hash comes first: an event whose hash is not the row's is about something else under the same name. That is a
 //!   violation in every state.
+//! - **Purged** is what has no row and lies below the mark of its shard ([`crate::marks`]). Nobody reads that no, for what was
+//!   finished has its vote in the log; and it takes no row.
 //! - **Lost**: the decision is commit, so all others count this branch as a success, yet here is nothing to commit, or
 //!   this participant never said yes. It is never acknowledged and never repaired in silence: an operator says what he did
 //!   about it, and his word becomes the row, `committed` or `abandoned`.
@@ -41,6 +44,8 @@ use suture_contract::ids::{Attempt, Code, RequestHash, Txid, code};
 pub enum State {
     /// Nothing is known. Goes to in doubt or refused by a prepare, to aborted by an abort.
     Absent,
+    /// No row, and below the mark: it was finished, and how is forgotten. Stays.
+    Purged,
     /// Said yes, or about to. Goes to committed or aborted, and by a decision only.
     InDoubt,
     /// Its effect is durable. Stays.
@@ -104,16 +109,19 @@ pub enum Wrong {
     Contradiction,
 }
 
-/// The state machine. `same_hash`: whether the event's hash is the row's; meaningless for what is absent.
+/// The state machine. `same_hash`: whether the event's hash is the row's; meaningless for what has no row.
 pub fn step(state: State, event: Event, same_hash: bool) -> Result<Step, Violation> {
     let violation = |wrong| Err(Violation { state, event, wrong });
-    if state != State::Absent && !same_hash {
+    if !matches!(state, State::Absent | State::Purged) && !same_hash {
         return violation(Wrong::OtherHash);
     }
     match (state, event) {
         (State::Absent, Event::Prepare) => Ok(Step::Run),
         (State::Absent, Event::Commit) => violation(Wrong::Lost),
         (State::Absent, Event::Abort) => Ok(Step::NoteAbort),
+
+        (State::Purged, Event::Prepare) => Ok(Step::AnswerNo),
+        (State::Purged, Event::Commit | Event::Abort) => Ok(Step::Nothing),
 
         (State::InDoubt, Event::Prepare) => Ok(Step::AnswerYes),
         (State::InDoubt, Event::Commit) => Ok(Step::Commit),
@@ -140,7 +148,7 @@ pub fn step(state: State, event: Event, same_hash: bool) -> Result<Step, Violati
 /// A row of the ledger: what became of one txid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
-    /// Any but absent.
+    /// Neither absent nor purged.
     pub state: State,
     /// What it was about.
     pub hash: RequestHash,
@@ -153,19 +161,30 @@ impl Row {
     pub fn answer(&self) -> Answer {
         match self.state {
             State::InDoubt | State::Committed => Answer::Yes,
-            State::Absent | State::Aborted | State::Refused | State::Abandoned => {
+            State::Absent | State::Purged | State::Aborted | State::Refused | State::Abandoned => {
                 Answer::No(self.refusal.clone().unwrap_or_else(|| Refusal::because(code::ABORTED)))
             }
         }
     }
 }
 
-/// [`step`] for what the ledger has of a txid: a row, or none.
-pub fn step_of_row(row: Option<&Row>, event: Event, hash: &RequestHash) -> Result<Step, Violation> {
+/// [`step`] for what the ledger has of a txid: a row, or none, and then its mark.
+pub fn step_of_row(
+    row: Option<&Row>,
+    is_below_mark: bool,
+    event: Event,
+    hash: &RequestHash,
+) -> Result<Step, Violation> {
     match row {
-        None => step(State::Absent, event, true),
         Some(row) => step(row.state, event, row.hash == *hash),
+        None if is_below_mark => step(State::Purged, event, true),
+        None => step(State::Absent, event, true),
     }
+}
+
+/// The answer to a prepare that no row and no operation answers: of what is purged.
+pub fn answer_without_row() -> Answer {
+    Answer::No(Refusal::because(code::FINISHED_BEFORE))
 }
 
 /// A participant's answer to a prepare; becomes its vote.
@@ -211,7 +230,7 @@ impl Refusal {
 pub struct KeyRow {
     /// Whose row.
     pub txid: Txid,
-    /// Any but absent.
+    /// Neither absent nor purged.
     pub state: State,
     /// What it was about.
     pub hash: RequestHash,
@@ -227,7 +246,7 @@ pub fn refusal_by_key(rows: &[KeyRow], attempt: Attempt, hash: &RequestHash) -> 
         }
         return match live.state {
             State::Committed => Some(Refusal { duplicate_of: Some(live.txid), ..Refusal::because(code::DUPLICATE) }),
-            State::Absent | State::InDoubt | State::Aborted | State::Refused | State::Abandoned => {
+            State::Absent | State::Purged | State::InDoubt | State::Aborted | State::Refused | State::Abandoned => {
                 Some(Refusal::because(code::IN_PROGRESS))
             }
         };
@@ -246,6 +265,7 @@ impl State {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Absent => "absent",
+            Self::Purged => "purged",
             Self::InDoubt => "in_doubt",
             Self::Committed => "committed",
             Self::Aborted => "aborted",
@@ -291,8 +311,15 @@ impl fmt::Display for Wrong {
 mod tests {
     use super::*;
 
-    const STATES: [State; 6] =
-        [State::Absent, State::InDoubt, State::Committed, State::Aborted, State::Refused, State::Abandoned];
+    const STATES: [State; 7] = [
+        State::Absent,
+        State::Purged,
+        State::InDoubt,
+        State::Committed,
+        State::Aborted,
+        State::Refused,
+        State::Abandoned,
+    ];
     const EVENTS: [Event; 3] = [Event::Prepare, Event::Commit, Event::Abort];
 
     /// The table of the module's documentation, read from that documentation.
@@ -318,7 +345,7 @@ mod tests {
     #[test]
     fn every_pair_does_what_the_table_says() {
         let cells = documented();
-        assert_eq!(cells.len(), 18);
+        assert_eq!(cells.len(), 21);
         for (state, event, cell) in cells {
             let expected = match cell.as_str() {
                 "run the operation, if the business key allows it" => Ok(Step::Run),
@@ -329,6 +356,7 @@ mod tests {
                 "roll back" => Ok(Step::RollBack),
                 "nothing: done before"
                 | "nothing: it changed nothing here"
+                | "nothing: finished long ago"
                 | "nothing: an operator has taken it over" => Ok(Step::Nothing),
                 "violation: **lost**" => Err(Violation { state, event, wrong: Wrong::Lost }),
                 "violation: **contradiction**" => Err(Violation { state, event, wrong: Wrong::Contradiction }),
@@ -344,7 +372,7 @@ mod tests {
             for event in EVENTS {
                 let met = step(state, event, false);
                 match state {
-                    State::Absent => assert_eq!(met, step(state, event, true)),
+                    State::Absent | State::Purged => assert_eq!(met, step(state, event, true)),
                     _ => assert_eq!(met, Err(Violation { state, event, wrong: Wrong::OtherHash })),
                 }
             }
@@ -404,9 +432,28 @@ mod tests {
     }
 
     #[test]
+    fn the_row_is_consulted_first_and_the_mark_second() {
+        let hash = hash("k1:00000000000000000000000000000001");
+        let in_doubt = Row { state: State::InDoubt, hash, refusal: None };
+        let cases = [
+            (None, false, Event::Prepare, Step::Run),
+            (None, true, Event::Prepare, Step::AnswerNo),
+            (None, true, Event::Commit, Step::Nothing),
+            (Some(&in_doubt), true, Event::Prepare, Step::AnswerYes),
+            (Some(&in_doubt), true, Event::Commit, Step::Commit),
+        ];
+        for (row, is_below_mark, event, expected) in cases {
+            assert_eq!(step_of_row(row, is_below_mark, event, &hash), Ok(expected));
+        }
+    }
+
+    #[test]
     fn states_survive_the_ledger() {
         for state in STATES {
-            assert_eq!(State::of_ledger(state.as_str()), (state != State::Absent).then_some(state));
+            assert_eq!(
+                State::of_ledger(state.as_str()),
+                (!matches!(state, State::Absent | State::Purged)).then_some(state)
+            );
         }
     }
 }

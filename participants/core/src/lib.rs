@@ -12,12 +12,13 @@
 //! - [`lines`]: ordered keys, and who waits for whom;
 //! - [`doubts`]: who asks for a decision that does not come;
 //! - [`leftovers`]: prepared branches that are over and still there;
-//! - [`watch`]: branches in doubt, and whether somebody finishes one by hand.
+//! - [`watch`]: branches in doubt, and whether somebody finishes one by hand;
+//! - [`marks`]: what stays of rows that are purged.
 //!
 //! Architecture invariant: nothing here reads a clock, a file or a socket. SQL passes through as text; who runs it, and
 //! what the ledger's tables look like, is the business of `suture-participants`.
 //!
-//! Left out: restore and purge.
+//! Left out: restore.
 
 pub mod branch;
 pub mod gid;
@@ -30,5 +31,6 @@ pub mod values;
 pub mod doubts;
 pub mod leftovers;
 pub mod lines;
+pub mod marks;
 pub mod progress;
 pub mod watch;

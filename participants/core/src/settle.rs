@@ -74,7 +74,7 @@ pub enum Unsettled {
 
 /// The rule. `of_key`: the ledger's rows of the same business key.
 pub fn settle(row: Option<&Row>, of_key: &[KeyRow], word: &Word) -> Result<Written, Unsettled> {
-    match step_of_row(row, word.decision, &word.hash) {
+    match step_of_row(row, false, word.decision, &word.hash) {
         Ok(_) => {
             let state = row.map_or(State::Absent, |row| row.state);
             return Err(if state == State::InDoubt { Unsettled::InDoubt } else { Unsettled::Agrees(state) });

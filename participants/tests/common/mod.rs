@@ -11,11 +11,12 @@ pub mod sends;
 pub mod settling;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::value::RawValue;
 use suture_contract::ids::{Attempt, Deployment, LogLetters, Shard, Txid};
 use suture_contract::messages::{Decision, Prepare, Verdict};
-use suture_participants::resource::{Effect, Fault, Position, Prepared, Resource};
+use suture_participants::resource::{Effect, Fault, Page, Position, Prepared, Resource};
 use suture_participants_core::branch::{Answer, Wrong};
 
 /// A database for one test, which can be opened again and again.
@@ -139,6 +140,8 @@ pub async fn conforms<B: Bench>(bench: &B) {
     positions_are_kept(bench).await;
     seeds_insert_what_is_missing(bench).await;
     settling::settles(bench).await;
+    finished_rows_are_purged_and_what_they_were_about_stays_finished(bench).await;
+    what_is_unfinished_holds_back_its_shard(bench).await;
     assert_eq!(bench.number(MONEY).await, 1100);
     assert_eq!(bench.number("select held from account where name = 'a'").await, 0, "nothing is in doubt");
 }
@@ -399,4 +402,99 @@ async fn seeds_insert_what_is_missing<B: Bench>(bench: &B) {
     let mut prepared = Prepare::clone(&put(95, "key-95", "i95", "a", 1));
     prepared.operation = "account".to_string();
     assert_eq!(code(&prepare_one(&bank, &Arc::new(prepared)).await), "unreadable", "and seeds no operations");
+}
+
+/// A page of all shards' rows, with nothing to wait for.
+pub fn page(after: Option<Txid>, rows: usize) -> Page {
+    let shards = (0..12).map(Shard).collect();
+    Page { after, rows, older_than: Duration::ZERO, shards, unacknowledged: Vec::new() }
+}
+
+/// Walks through the whole ledger; answers how many rows went.
+pub async fn purge<R: Resource>(resource: &R, of: &Page) -> usize {
+    let mut page = of.clone();
+    let mut rows = 0;
+    loop {
+        let purged = resource.purge(page.clone()).await.unwrap();
+        rows += purged.rows;
+        match purged.next {
+            Some(_) => page.after = purged.next,
+            None => return rows,
+        }
+    }
+}
+
+const ROWS: &str = "select count(*) from suture_ledger";
+const MARK: &str = "select coalesce(max(next_offset), 0) from suture_marks where letters = 'k3f9q' and shard = 3";
+
+async fn finished_rows_are_purged_and_what_they_were_about_stays_finished<B: Bench>(bench: &B) {
+    let bank = bench.open().await;
+    let (committed, aborted) = (put(130, "key-130", "i130", "a", 1), put(131, "key-131", "i131", "a", 1));
+    let refused = put(132, "key-132", "i132", "nobody", 1);
+    assert_eq!(prepare_one(&bank, &committed).await, yes());
+    assert_eq!(commit(&bank, &committed).await, Ok(Effect::Finished));
+    assert_eq!(prepare_one(&bank, &aborted).await, yes());
+    assert_eq!(abort(&bank, &aborted).await, Ok(Effect::Finished));
+    assert_eq!(code(&prepare_one(&bank, &refused).await), "NO_ACCOUNT");
+    let (rows, items) = (bench.number(ROWS).await, bench.number(ITEMS).await);
+
+    let young = Page { older_than: Duration::from_secs(3_600), ..page(None, 7) };
+    assert_eq!(purge(&bank, &young).await, 0, "nothing is old enough");
+    let elsewhere = Page { shards: [Shard(1)].into(), ..page(None, 7) };
+    assert_eq!(purge(&bank, &elsewhere).await, 0, "another shard");
+    let unacknowledged = Page { unacknowledged: vec![txid(0)], ..page(None, 7) };
+    assert_eq!(purge(&bank, &unacknowledged).await, 0, "a decision below is not acknowledged");
+    assert_eq!(bench.number(MARK).await, 0);
+
+    assert_eq!(purge(&bank, &page(None, 7)).await as i64, rows, "in pages of seven");
+    assert_eq!(bench.number(ROWS).await, 0);
+    assert_eq!(bench.number(MARK).await, 133, "just past the last one");
+    assert_eq!(purge(&bank, &page(None, 7)).await, 0);
+    assert_eq!(bench.number(MARK).await, 133);
+    drop(bank);
+
+    // P25: whatever comes late, it is finished.
+    let bank = bench.open().await;
+    for late in [&committed, &aborted, &refused, &put(129, "key-129", "i129", "a", 1)] {
+        assert_eq!(code(&prepare_one(&bank, late).await), "finished_before");
+        assert_eq!(commit(&bank, late).await, Ok(Effect::Repeated));
+        assert_eq!(abort(&bank, late).await, Ok(Effect::Repeated));
+    }
+    assert_eq!((bench.number(ROWS).await, bench.number(ITEMS).await), (0, items), "and leaves nothing");
+
+    // The row is consulted first, and the mark is of this log alone.
+    let above = put(133, "key-133", "i133", "a", 1);
+    assert_eq!(prepare_one(&bank, &above).await, yes());
+    assert_eq!(commit(&bank, &above).await, Ok(Effect::Finished));
+    let mut other_log = Prepare::clone(&put(1, "key-134", "i134", "a", 1));
+    other_log.txid = "aaaaa-3-1".parse().unwrap();
+    let other_log = Arc::new(other_log);
+    assert_eq!(prepare_one(&bank, &other_log).await, yes());
+    assert_eq!(abort(&bank, &other_log).await, Ok(Effect::Finished));
+
+    // L6: with its row the business key is forgotten, so purge_after must outlive any replay.
+    assert_eq!(purge(&bank, &page(None, 100)).await, 2);
+    let replayed = put(135, "key-133", "i135", "a", 1);
+    assert_eq!(prepare_one(&bank, &replayed).await, yes());
+    assert_eq!(abort(&bank, &replayed).await, Ok(Effect::Finished));
+}
+
+async fn what_is_unfinished_holds_back_its_shard<B: Bench>(bench: &B) {
+    let bank = bench.open().await;
+    let (below, in_doubt, above) =
+        (put(140, "key-140", "i140", "a", 1), put(141, "key-141", "i141", "y", 1), put(142, "key-142", "i142", "a", 1));
+    assert_eq!(prepare_one(&bank, &in_doubt).await, yes());
+    for branch in [&below, &above] {
+        assert_eq!(prepare_one(&bank, branch).await, yes());
+        assert_eq!(commit(&bank, branch).await, Ok(Effect::Finished));
+    }
+    purge(&bank, &page(None, 100)).await;
+    assert_eq!(bench.number(MARK).await, 141);
+    assert_eq!(bench.number("select count(*) from suture_ledger where txid = 'k3f9q-3-142'").await, 1);
+    assert_eq!(prepare_one(&bank, &in_doubt).await, yes(), "it is in doubt as before");
+    assert_eq!(commit(&bank, &in_doubt).await, Ok(Effect::Finished));
+    assert_eq!(purge(&bank, &page(None, 100)).await, 2);
+    assert_eq!(bench.number(MARK).await, 143);
+    assert_eq!(commit(&bank, &in_doubt).await, Ok(Effect::Repeated));
+    assert_eq!(abort(&bank, &in_doubt).await, Ok(Effect::Repeated), "how it was finished is forgotten");
 }

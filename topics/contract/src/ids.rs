@@ -270,6 +270,8 @@ pub mod code {
     pub const CONFLICT: &str = "conflict";
     /// Participant: the decision to abort came first.
     pub const ABORTED: &str = "aborted";
+    /// Participant: this transaction was finished here so long ago that its row is gone.
+    pub const FINISHED_BEFORE: &str = "finished_before";
     /// Participant: the prepare cannot be read, or names no operation known here.
     pub const UNREADABLE: &str = "unreadable";
     /// Participant: the database is busy (lock, deadlock, slots used up); the same may succeed later.
