@@ -23,7 +23,8 @@
 //!   stopped it (`incidents`); else it stays stopped until the process starts anew.
 //! - Who is in doubt for too long asks for its decision, and never ends a branch by itself. Branches that are over are swept, and
 //!   old rows purged (`upkeep`).
-//! - A database that does not answer is asked again for as long as it takes. Nothing is voted meanwhile.
+//! - A database that does not answer is asked again for as long as it takes. Nothing is voted meanwhile. A prepare that it
+//!   does not answer keeps neither its own abort back nor, in a batch, the others.
 //!
 //! One task owns all state. It selects one event, changes the state, and starts what follows as a job; a job only asks
 //! the database, and its end is an event again.
@@ -36,7 +37,7 @@ use std::time::Duration;
 
 use suture_contract::codec::encode;
 use suture_contract::ids::{BusinessKey, LogLetters, Participant, Shard, Txid};
-use suture_contract::messages::{Ballot, Decision, Incident, IncidentKind, Prepare, Vote, Voter};
+use suture_contract::messages::{Ballot, Decision, Incident, IncidentKind, Prepare, Verdict, Vote, Voter};
 use suture_contract::topic_map::participant_group;
 use suture_participants_core::branch::{Answer, Violation, Wrong};
 use suture_participants_core::doubts::Ask;
@@ -57,7 +58,7 @@ use crate::alarms::{Alarms, Look};
 use crate::config::UpkeepSettings;
 use crate::envelope::{Read, read_decision, read_prepare};
 use crate::incidents::{self, Place};
-use crate::jobs::{Job, decide, prepare, until_answered};
+use crate::jobs::{Job, Overtaken, decide, prepare, until_answered};
 use crate::points::{Act, after, around, before};
 use crate::resource::{Batching, Decided, Effect, Fault, Position, Prepared, Resource};
 use crate::seek::Seeker;
@@ -187,6 +188,7 @@ pub async fn run<R: Resource>(
         prepare_queue: VecDeque::new(),
         prepare_jobs: JoinSet::new(),
         preparing: HashSet::new(),
+        overtaken: Overtaken::default(),
         preparing_keys: HashSet::new(),
         held_prepares: Vec::new(),
         lines: Lines::default(),
@@ -247,6 +249,8 @@ struct Service<R> {
     prepare_jobs: JoinSet<Vec<(Job<Prepare>, Prepared)>>,
     /// The transactions in those jobs.
     preparing: HashSet<Txid>,
+    /// Those of them whose abort is held.
+    overtaken: Overtaken,
     /// Their business keys.
     preparing_keys: HashSet<BusinessKey>,
     /// Prepares of what is being decided, of a business key that is being prepared, or parked behind an earlier transaction of
@@ -594,6 +598,8 @@ impl<R: Resource> Service<R> {
         // The prepare may wait for a lock that a decision behind this one frees: it must not hold that one up.
         let (held, batch): (Vec<_>, Vec<_>) =
             batch.into_iter().partition(|job| self.preparing.contains(&job.message.txid));
+        let aborts = held.iter().filter(|job| job.message.outcome == Verdict::Abort);
+        aborts.for_each(|job| self.overtaken.insert(job.message.txid));
         self.held_decisions.extend(held);
         if !batch.is_empty() {
             self.deciding = batch.iter().map(|job| job.message.txid).collect();
@@ -686,7 +692,8 @@ impl<R: Resource> Service<R> {
                 self.preparing.extend(batch.iter().map(|job| job.message.txid));
                 self.preparing_keys.extend(batch.iter().map(|job| job.message.business_key.clone()));
                 let resource = Arc::clone(&self.resource);
-                self.prepare_jobs.spawn(async move { prepare(&*resource, batch).await });
+                let overtaken = self.overtaken.clone();
+                self.prepare_jobs.spawn(async move { prepare(&*resource, batch, &overtaken).await });
             }
         }
     }
@@ -716,6 +723,7 @@ impl<R: Resource> Service<R> {
     fn prepares_have_ended(&mut self, prepared: &[(Job<Prepare>, Prepared)]) {
         for (job, _) in prepared {
             self.preparing.remove(&job.message.txid);
+            self.overtaken.remove(&job.message.txid);
             self.preparing_keys.remove(&job.message.business_key);
         }
         let held = std::mem::take(&mut self.held_decisions).into_iter();

@@ -90,10 +90,14 @@ impl World {
     }
 
     async fn resource(&self) -> OpenedResource {
+        self.resource_with(SCHEMA).await
+    }
+
+    async fn resource_with(&self, schema: &str) -> OpenedResource {
         let config = ParticipantConfig::parse(CONFIG, &self.folder.path().join("bank.toml")).unwrap();
         assert!(matches!(config.database, Database::Sqlite(_)));
         let mut opening = config.opening(&self.kafka.prefix, None, false).unwrap();
-        opening.schema = Some(SCHEMA.to_string());
+        opening.schema = Some(schema.to_string());
         OpenedResource::open(&config, opening).await.unwrap()
     }
 
@@ -102,7 +106,11 @@ impl World {
     }
 
     async fn start_with(&self, upkeep: UpkeepSettings) -> Running {
-        let resource = Arc::new(self.resource().await);
+        self.serve(self.resource().await, upkeep)
+    }
+
+    fn serve(&self, resource: impl Resource, upkeep: UpkeepSettings) -> Running {
+        let resource = Arc::new(resource);
         let ledger = resource.ledger_id().to_string();
         let (stop, stopped) = watch::channel(false);
         let kafka = self.kafka.clone();
@@ -595,4 +603,35 @@ async fn topics_that_are_not_as_configured_are_named() {
         refused(fewer).await,
         "the topic suture.requests has 3 partitions and [kafka] partitions says 2: see `suture topics check`"
     );
+}
+
+/// What has no room on the disk gets no answer, whatever else has room.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prepare_without_an_answer_keeps_neither_others_nor_its_own_abort_back() {
+    let mut world = World::new();
+    drop(world.resource().await);
+    let pages = world.number("pragma page_count");
+    let limited = format!("{SCHEMA}; pragma max_page_count = {}", pages + 20);
+    let mut branches: Vec<Prepare> = (0..5).map(|n| world.prepare(0, n, &format!("i{n}"))).collect();
+    let long = format!(r#"{{"id":"{}"}}"#, "x".repeat(200_000));
+    branches[2].hash = hash(&long);
+    branches[2].payload = RawValue::from_string(long).unwrap();
+    for branch in &branches {
+        world.ask(branch);
+    }
+    world.until_appended(PREPARES, 0, 5).await;
+    let running = world.serve(world.resource_with(&limited).await, UpkeepSettings::default());
+    for n in [0, 1, 3, 4] {
+        assert_eq!(world.ballot(&branches[n]).await, YES);
+    }
+    world.until_acknowledged(PREPARES, 0, 2).await;
+    world.decide(&branches[3], Verdict::Commit);
+    world.until_acknowledged(DECISIONS, 0, 1).await;
+    world.decide(&branches[2], Verdict::Abort);
+    assert_eq!(world.ballot(&branches[2]).await, no("aborted"));
+    world.until_acknowledged(DECISIONS, 0, 2).await;
+    world.until_acknowledged(PREPARES, 0, 5).await;
+    assert_eq!(world.number("select count(*) from item where id = 'i3' and done"), 1);
+    assert_eq!(world.number("select count(*) from item"), 4);
+    running.stop().await;
 }

@@ -16,6 +16,7 @@ use nix::sys::signal::Signal;
 use suture_contract::codec::{Message, decode, encode};
 use suture_contract::ids::{LogLetters, Participant, Txid};
 use suture_contract::messages::{Ballot, Decision, Prepare, Verdict, Vote};
+use suture_participants::config::UpkeepSettings;
 use suture_participants::points::{Act, MARK, Place, names};
 use suture_participants::resource::Resource;
 use suture_participants::service;
@@ -95,7 +96,9 @@ async fn serve<B: Crashes>(bench: &B, order: &[String]) {
         println!("counting");
     });
     let (_never, stopped) = watch::channel(false);
-    let ended = service::run(&settings(prefix), &bank(), Arc::new(bench.open().await), stopped).await;
+    let ended =
+        service::run(&settings(prefix), &bank(), Arc::new(bench.open().await), UpkeepSettings::default(), stopped)
+            .await;
     panic!("{ended:?}");
 }
 
@@ -215,7 +218,10 @@ impl<'a, B: Crashes> World<'a, B> {
         let ledger = resource.ledger_id().to_string();
         let (stop, stopped) = watch::channel(false);
         let kafka = self.kafka.clone();
-        let next = tokio::spawn(async move { service::run(&kafka, &bank(), resource, stopped).await });
+        let next =
+            tokio::spawn(
+                async move { service::run(&kafka, &bank(), resource, UpkeepSettings::default(), stopped).await },
+            );
         if stage == Stage::Asked {
             self.until_voted(&branches).await;
             self.decide(&branches);
