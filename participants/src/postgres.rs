@@ -938,21 +938,33 @@ enum Flown<'a> {
 }
 
 impl Connection {
-    /// Sends all of them at once, in order; what follows one that fails comes to nothing.
+    /// Sends all of them at once, in order; what follows one that fails comes to nothing. A step that is new on this connection
+    /// is parsed in its turn, behind what stands before it: if it does not parse it fails as if it had been run.
     async fn fly(&mut self, flight: &[Flown<'_>]) -> Landed {
-        let mut prepared = Vec::with_capacity(flight.len());
+        let (mut rows, mut loaded) = (Vec::with_capacity(flight.len()), Vec::with_capacity(flight.len()));
         for flown in flight {
-            let statement = match flown {
+            if let Flown::Work(Work::Step(step, _)) = flown
+                && !self.statements.contains_key(&step.sql)
+                && let Err(trouble) = self.send(&std::mem::take(&mut loaded), &mut rows).await
+            {
+                return Landed { rows, trouble: Some(trouble) };
+            }
+            let cargo = match flown {
                 Flown::Script(script) => Ok(Cargo::Script(script)),
                 Flown::Work(work) => self.load(*work).await,
             };
-            match statement {
-                Ok(cargo) => prepared.push(cargo),
-                Err(error) => return Landed { rows: Vec::new(), trouble: Some(trouble(&error)) },
+            match cargo {
+                Ok(cargo) => loaded.push(cargo),
+                Err(error) => return Landed { rows, trouble: Some(trouble(&error)) },
             }
         }
+        let trouble = self.send(&loaded, &mut rows).await.err();
+        Landed { rows, trouble }
+    }
+
+    async fn send(&mut self, loaded: &[Cargo<'_>], rows: &mut Vec<u64>) -> Result<(), Trouble> {
         let client = &self.client;
-        let sent = prepared.iter().map(|cargo| match cargo {
+        let sent = loaded.iter().map(|cargo| match cargo {
             Cargo::Script(script) => {
                 Box::pin(async { client.batch_execute(script).await.map(|()| 0_u64) }) as InFlight<'_, _>
             }
@@ -960,20 +972,18 @@ impl Connection {
                 Box::pin(async { client.execute(statement, &references(values)).await }) as InFlight<'_, _>
             }
         });
-        let mut rows = Vec::with_capacity(flight.len());
         for landed in in_order(sent.collect()).await {
             match landed {
                 Ok(count) => rows.push(count),
                 Err(error) if sqlstate(&error) == "0A000" => {
                     // A plan that was made before the tables were changed. The next one is made anew.
                     self.statements.clear();
-                    let trouble = Trouble { blame: Blame::Busy, code: sqlstate(&error) };
-                    return Landed { rows, trouble: Some(trouble) };
+                    return Err(Trouble { blame: Blame::Busy, code: sqlstate(&error) });
                 }
-                Err(error) => return Landed { rows, trouble: Some(trouble(&error)) },
+                Err(error) => return Err(trouble(&error)),
             }
         }
-        Landed { rows, trouble: None }
+        Ok(())
     }
 
     async fn load<'a>(&mut self, work: Work<'a>) -> Result<Cargo<'a>, Error> {

@@ -823,6 +823,52 @@ async fn opening_again_does_not_wait_for_branches_in_doubt() {
     db.drop_database().await;
 }
 
+/// The tables were changed under us. A connection that has parsed a step before fails when it runs it, a new one when it
+/// parses it: either way it is a no.
+#[tokio::test]
+async fn a_step_that_does_not_parse_any_more_is_a_no() {
+    let db = Db::new().await;
+    let (in_xa, in_reserve) = (db.open().await, Reserving(Db::new().await));
+    let reserving = in_reserve.open().await;
+    for (bank, db) in [(&in_xa, &db), (&reserving, &in_reserve.0)] {
+        let before = put(1, "key-1", "i1", "a", 1);
+        assert_eq!(prepare_one(bank, &before).await, yes());
+        assert_eq!(commit(bank, &before).await, Ok(Effect::Finished));
+        db.execute("alter table item rename column amount to sum").await;
+        for n in [2, 3] {
+            let branch = put(n, &format!("key-{n}"), &format!("i{n}"), "y", 1);
+            assert_eq!(code(&prepare_one(bank, &branch).await), "statement_failed");
+            db.kill_connections().await;
+        }
+        let batch: Vec<_> = [4, 5].map(|n| put(n, &format!("key-{n}"), &format!("i{n}"), "y", 1)).to_vec();
+        let prepared = bank.prepare(batch).await.unwrap();
+        assert!(prepared.iter().all(|prepared| code(prepared) == "statement_failed"), "{prepared:?}");
+        db.execute("alter table item rename column sum to amount").await;
+        assert_eq!(prepare_one(bank, &put(6, "key-6", "i6", "z", 1)).await, yes());
+    }
+    in_reserve.0.drop_database().await;
+    db.drop_database().await;
+}
+
+/// R15: a confirm step that does not parse any more stops its shard, and is done when it parses again.
+#[tokio::test]
+async fn a_confirm_that_does_not_parse_any_more_is_a_fault() {
+    let db = Reserving(Db::new().await);
+    let bank = db.open().await;
+    let branch = put(1, "key-1", "i1", "a", 1);
+    assert_eq!(prepare_one(&bank, &branch).await, yes());
+    db.0.execute("alter table item rename column done to finished").await;
+    for _ in 0..2 {
+        let Err(Fault::Finish { place, code }) = commit(&bank, &branch).await else { panic!("confirmed") };
+        assert_eq!((place.as_str(), code.as_str()), ("operation.put.confirm[1]", "42703"));
+        db.0.kill_connections().await;
+    }
+    db.0.execute("alter table item rename column finished to done").await;
+    assert_eq!(commit(&bank, &branch).await, Ok(Effect::Finished));
+    assert_eq!(db.number(MONEY).await, 1100);
+    db.0.drop_database().await;
+}
+
 #[tokio::test]
 async fn no_row_value_leaves_in_an_error() {
     let db = Db::new().await;
