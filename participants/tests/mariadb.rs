@@ -4,6 +4,9 @@
 //! `compose/test` starts one and sets it.
 
 mod common;
+#[path = "facts/server.rs"]
+#[allow(dead_code, reason = "the tests of the facts use all of it")]
+mod server;
 
 use std::io::Write;
 use std::path::Path;
@@ -14,6 +17,7 @@ use std::time::Duration;
 use common::*;
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Opts};
+use server::Private;
 use suture_contract::ids::Deployment;
 use suture_contract::messages::{Prepare, Verdict};
 use suture_participants::config::{Database, ParticipantConfig, ServerSettings};
@@ -202,9 +206,12 @@ impl Db {
         }
     }
 
+    fn xid(&self, branch: &Prepare) -> String {
+        format!("'{}','{}/bank/{}',1400206453", branch.txid, self.deployment(), branch.hash.short())
+    }
+
     async fn finish_by_hand(&self, how: &str, branch: &Prepare) {
-        let xid = format!("'{}','{}/bank/{}',1400206453", branch.txid, self.deployment(), branch.hash.short());
-        self.until_finished_by_hand(&format!("xa {how} {xid}")).await;
+        self.until_finished_by_hand(&format!("xa {how} {}", self.xid(branch))).await;
     }
 
     /// Its session may not be gone yet.
@@ -217,6 +224,16 @@ impl Db {
 
     async fn execute(&self, sql: &str) {
         execute(&mut connect(&self.url).await, sql).await;
+    }
+
+    /// Waits until a statement on this database waits for a lock.
+    async fn until_somebody_waits(&self) {
+        let waits = "select count(*) from information_schema.innodb_trx t join information_schema.processlist p
+                     on p.id = t.trx_mysql_thread_id where t.trx_state = 'LOCK WAIT' and p.db = database()";
+        while self.number(waits).await == 0 {
+            // The table is filled anew only when nobody has read it for 100 ms.
+            tokio::time::sleep(Duration::from_millis(150)).await;
+        }
     }
 
     /// The txids of this deployment's branches in the server's list.
@@ -342,6 +359,70 @@ async fn what_was_done_by_hand_is_found_out() {
     db.drop_database().await;
 }
 
+/// R6, M3: after a reset XA COMMIT answers OK and does nothing. Only its ledger row is believed, so that is no commit; when a
+/// restart has brought the branch back it is one.
+#[tokio::test]
+async fn a_commit_that_answers_ok_and_does_nothing_is_not_acknowledged() {
+    let server = Private::start("mariadb");
+    let db = Db::on(server.url(), XA).await;
+    let bank = db.open().await;
+    let branch = put(1, "key-1", "i1", "a", 10);
+    let (xid, mut careless) = (db.xid(&branch), connect(&db.url).await);
+    let script = format!(
+        "xa start {xid}; insert into item values ('i1', 'a', 10, true, '{txid}');
+         update account set balance = balance - 10 where name = 'a';
+         insert into suture_ledger (txid, state, hash, business_key, attempt, live_key, operation)
+         values ('{txid}', 'committed', '{hash}', 'key-1', 1, 'key-1', 'put'); xa end {xid}; xa prepare {xid}",
+        txid = branch.txid,
+        hash = branch.hash
+    );
+    execute(&mut careless, &script).await;
+    careless.reset().await.unwrap();
+    assert_eq!(prepare_one(&bank, &branch).await, yes(), "it is in the list");
+    let Err(Fault::Violation(violation)) = commit(&bank, &branch).await else { panic!("acknowledged") };
+    assert_eq!(violation.wrong, Wrong::Lost);
+    assert!(db.listed().await.is_empty(), "the server has said OK");
+    server.kill();
+    server.start_again();
+    assert_eq!(until_answered(|| bank.commit(vec![decision(&branch, Verdict::Commit)])).await, [Ok(Effect::Finished)]);
+    assert_eq!(db.number("select count(*) from item where txid = 'k3f9q-3-1'").await, 1);
+    assert_eq!(db.number(MONEY).await, 1100);
+}
+
+/// R2, R3: the abort comes while its prepare is running, whose row is in the way of the `aborted` one.
+#[tokio::test]
+async fn an_abort_meets_its_prepare_on_the_way() {
+    for config in [XA, RESERVE] {
+        let db = Db::new(config).await;
+        let bank = Arc::new(db.open_with(|settings| settings.lock_timeout = Duration::from_secs(60)).await);
+        // The account is locked by somebody else, so the branch stands still with its ledger row inserted.
+        let mut other = connect(&db.url).await;
+        execute(&mut other, "start transaction; select 1 from account where name = 'a' for update").await;
+        let branch = put(1, "key-1", "i1", "a", 10);
+        let preparing = {
+            let (bank, branch) = (Arc::clone(&bank), Arc::clone(&branch));
+            tokio::spawn(async move { bank.prepare(vec![branch]).await })
+        };
+        db.until_somebody_waits().await;
+        let aborting = {
+            let (bank, branch) = (Arc::clone(&bank), Arc::clone(&branch));
+            tokio::spawn(async move { until_answered(|| bank.abort(vec![decision(&branch, Verdict::Abort)])).await })
+        };
+        execute(&mut other, "rollback").await;
+        // Whichever came first, in the end there is a row, no branch and no effect.
+        match preparing.await.unwrap() {
+            Ok(vote) => assert!(vote[0] == yes() || code(&vote[0]) == "aborted", "{vote:?}"),
+            Err(_) => assert_eq!(code(&prepare_one(&*bank, &branch).await), "aborted"),
+        }
+        assert!(matches!(aborting.await.unwrap()[0], Ok(Effect::Finished | Effect::NotedAbort)));
+        assert_eq!(db.number("select count(*) from suture_ledger where state = 'aborted'").await, 1);
+        assert_eq!(db.number("select count(*) from item").await, 0);
+        assert_eq!(code(&prepare_one(&*bank, &branch).await), "aborted");
+        assert_eq!(db.number(MONEY).await, 1100);
+        db.drop_database().await;
+    }
+}
+
 /// M5: every connection dies between vote and decision.
 #[tokio::test]
 async fn killed_connections_lose_nothing() {
@@ -378,12 +459,7 @@ async fn a_deadlock_loses_the_batch_and_nothing_else() {
         let (bank, batch) = (Arc::clone(&bank), batch.clone());
         tokio::spawn(async move { bank.prepare(batch).await })
     };
-    let waits = "select count(*) from information_schema.innodb_trx t join information_schema.processlist p
-                 on p.id = t.trx_mysql_thread_id where t.trx_state = 'LOCK WAIT' and p.db = database()";
-    while db.number(waits).await == 0 {
-        // The table is filled anew only when nobody has read it for 100 ms.
-        tokio::time::sleep(Duration::from_millis(150)).await;
-    }
+    db.until_somebody_waits().await;
     execute(&mut other, "update account set balance = balance where name = 'a'").await;
     execute(&mut other, "rollback").await;
     assert_eq!(preparing.await.unwrap().unwrap(), [yes(), yes()]);

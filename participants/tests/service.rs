@@ -373,9 +373,13 @@ async fn what_was_cut_off_is_done_again() {
     world.ask(&branch);
     assert_eq!(world.ballot(&branch).await, YES);
     running.kill().await;
-    world.decide(&branch, Verdict::Commit);
+    // R8: copies of one decision, for one batch.
+    for _ in 0..3 {
+        world.decide(&branch, Verdict::Commit);
+    }
+    world.until_appended(DECISIONS, 0, 3).await;
     let running = world.start().await;
-    world.until_acknowledged(DECISIONS, 0, 1).await;
+    world.until_acknowledged(DECISIONS, 0, 3).await;
     assert_eq!(world.number("select count(*) from item where done"), 1);
     running.stop().await;
 }

@@ -373,6 +373,9 @@ async fn hostile_values_are_values<B: Bench>(bench: &B) {
 
 async fn positions_are_kept<B: Bench>(bench: &B) {
     let bank = bench.open().await;
+    // R19: what is in doubt locks no position.
+    let branch = put(130, "key-130", "i130", "a", 1);
+    assert_eq!(prepare_one(&bank, &branch).await, yes());
     let position = |letters: &str, shard, next_offset| Position {
         topic: "suture.decisions".to_string(),
         letters: letters.parse::<LogLetters>().unwrap(),
@@ -388,6 +391,8 @@ async fn positions_are_kept<B: Bench>(bench: &B) {
     stored.sort_by_key(|p| (p.letters, p.shard));
     assert_eq!(stored, [position("aaaaa", 0, 9), position("aaaaa", 1, 8), position("bbbbb", 0, 1)]);
     assert!(bank.load_positions("suture.prepare.bank".to_string()).await.unwrap().is_empty());
+    assert_eq!(bank.in_doubt().await.unwrap().len(), 1);
+    assert_eq!(abort(&bank, &branch).await, Ok(Effect::Finished));
 }
 
 async fn seeds_insert_what_is_missing<B: Bench>(bench: &B) {
