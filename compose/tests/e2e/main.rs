@@ -6,6 +6,7 @@
 //! world.rs        a deployment of one's own: topics, databases, configuration, seeded
 //! process.rs      `suture` as processes: start, kill, freeze, drain
 //! feed.rs         events into the upstream topic
+//! modes.rs        the example with its modes exchanged
 //! template.rs     requests of the test's own
 //! logs.rs         an own copy of every topic
 //! rows.rs         what stands in the three databases
@@ -19,6 +20,7 @@ mod check;
 mod cluster;
 mod feed;
 mod logs;
+mod modes;
 mod oracle;
 mod process;
 mod rows;

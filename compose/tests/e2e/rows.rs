@@ -33,7 +33,7 @@ pub struct Contents {
     pub business: Vec<BusinessRow>,
     /// Rows of all other tables but the ledger's, by table.
     pub reference: BTreeMap<String, Vec<Value>>,
-    /// Prepared branches of this database, whosever they are.
+    /// Prepared branches of this database, whosever they are; of MariaDB those of the whole server.
     pub prepared: Vec<String>,
 }
 
@@ -143,9 +143,11 @@ impl Contents {
                 }
             }
         }
-        if let Database::Postgres(url) = database {
-            contents.prepared = prepared(url);
-        }
+        contents.prepared = match database {
+            Database::Postgres(url) => prepared(url),
+            Database::Mariadb(url) => prepared_on_mariadb(url),
+            Database::Sqlite(_) => Vec::new(),
+        };
         contents
     }
 }
@@ -190,6 +192,13 @@ fn postgres_tables(url: &str) -> BTreeMap<String, Vec<Value>> {
         rows.iter().map(|row| serde_json::from_str(row).unwrap()).collect()
     };
     tables.iter().map(|table| (table.clone(), rows(table))).collect()
+}
+
+/// The prepared branches of a MariaDB server, both halves of their names joined by a slash.
+fn prepared_on_mariadb(url: &str) -> Vec<String> {
+    let rows: Vec<(u64, usize, u64, String)> = on_mariadb(url, async |connection| connection.query("xa recover").await);
+    let halves = rows.iter().map(|(_, global, _, data)| data.split_at(*global));
+    halves.map(|(global, branch)| format!("{global}/{branch}")).collect()
 }
 
 /// Runs statements on MariaDB.

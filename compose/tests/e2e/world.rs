@@ -16,6 +16,7 @@ use tempfile::TempDir;
 use crate::cluster::{self, Cluster};
 use crate::feed::Feed;
 use crate::logs::{Follower, Logs};
+use crate::modes;
 use crate::process::{Life, Process, SUTURE};
 use crate::rows::{self, Database, Rows};
 
@@ -37,6 +38,8 @@ pub struct Options {
     pub deadline_ms: u64,
     /// Where the insurer's rows are.
     pub insurer: Insurer,
+    /// Whether hospital and insurer work in the mode that the example has not given them.
+    pub other_modes: bool,
     /// Whether the transactions of a patient run one after the other.
     pub ordered: bool,
     /// When ingest asks again for what may pass by itself. Most tests are about what becomes of one attempt.
@@ -58,6 +61,7 @@ impl Default for Options {
             session_timeout_ms: 3_000,
             deadline_ms: 120_000,
             insurer: Insurer::Mariadb,
+            other_modes: false,
             ordered: false,
             retry_after_ms: &[],
         }
@@ -375,8 +379,11 @@ fn configure(folder: &Path, kafka: &KafkaSettings, upstream: &str, options: &Opt
         fs::create_dir_all(folder.join(sub)).unwrap();
         for file in fs::read_dir(compose.join(sub)).unwrap() {
             let file = file.unwrap();
-            let text = fs::read_to_string(file.path()).unwrap();
-            fs::write(folder.join(sub).join(file.file_name()), patient(&text, options.deadline_ms)).unwrap();
+            let (name, mut text) = (file.file_name(), fs::read_to_string(file.path()).unwrap());
+            if options.other_modes {
+                text = modes::other(name.to_str().expect("text"), &text);
+            }
+            fs::write(folder.join(sub).join(name), patient(&text, options.deadline_ms)).unwrap();
         }
     }
     write_rules(folder, upstream, options);
