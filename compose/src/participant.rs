@@ -18,8 +18,8 @@ use suture_participants::opened::OpenedResource;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::logs::Logs;
 use crate::settings::Settings;
-use crate::tx::Logs;
 use crate::{ConfigArg, logging, out, services, user};
 
 /// Arguments of `suture participant`.
@@ -271,10 +271,15 @@ fn skip(settings: &Settings, name: &str, args: &SkipArgs) -> anyhow::Result<Exit
             bail!("{}: a shard of {name} stops at records of {} only", args.topic, own.join(" and "))
         }
     };
-    let mut logs = Logs::open(&settings.kafka)?;
+    let mut logs = Logs::open(&settings.kafka, "participant")?;
     let shard = Shard(args.shard);
     let place = Place { topic: args.topic.clone(), letters: logs.letters(&topic)?, shard, offset: args.offset };
-    let record = logs.record(&topic, shard, args.offset)?;
+    let mut record = None;
+    logs.read(&topic, shard, args.offset, |found| {
+        record = (found.offset == args.offset).then(|| found.clone());
+        // The first one is it, or it is gone.
+        false
+    })?;
     let record = record.with_context(|| format!("{}/{shard}/{}: there is no such record", args.topic, args.offset))?;
     let is_decision = match topic {
         Topic::Decisions => match read_decision(&record, &participant) {

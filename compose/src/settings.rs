@@ -185,6 +185,11 @@ impl Settings {
         Ok(config)
     }
 
+    /// The file, for messages.
+    pub fn file_name(&self) -> std::path::Display<'_> {
+        self.file.display()
+    }
+
     /// The participants that have a file of their own here.
     pub fn participants(&self) -> impl Iterator<Item = &str> {
         self.participants.keys().map(String::as_str)

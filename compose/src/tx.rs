@@ -14,7 +14,7 @@ mod retry;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Subcommand;
 use suture_contract::codec::{self, OutcomesRecord, RequestsRecord};
 use suture_contract::ids::{LogLetters, Origin, Participant, Shard, Txid};
@@ -25,13 +25,11 @@ use suture_contract::partitioner::shard_of;
 use suture_contract::remark::Remark;
 use suture_contract::topic_map::{Topic, ingest_group, participant_group};
 use suture_topics::acks::GroupOffsets;
-use suture_topics::probe::{Probe, TopicInfo};
-use suture_topics::reader::{Reader, ReaderEvent};
+use suture_topics::probe::TopicInfo;
 use suture_topics::record::Record;
-use suture_topics::settings::KafkaSettings;
-use tokio::sync::mpsc;
 
 use crate::ConfigArg;
+use crate::logs::{Logs, value};
 use crate::settings::Settings;
 
 /// Arguments of `suture tx`.
@@ -76,7 +74,7 @@ pub fn run(args: TxArgs) -> anyhow::Result<ExitCode> {
 /// The exit code is 1 if there is no such transaction.
 fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
     let settings = Settings::load(&args.config.config)?;
-    let mut logs = Logs::open(&settings.kafka)?;
+    let mut logs = Logs::open(&settings.kafka, "tx")?;
     let wanted = match (&args.what, &args.case) {
         (_, Some(case)) => {
             let Some(identity) = settings.identity_key()? else {
@@ -105,15 +103,6 @@ fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Reads partitions from somewhere to the end that they have now.
-pub(crate) struct Logs {
-    kafka: KafkaSettings,
-    probe: Probe,
-    reader: Reader,
-    events: mpsc::Receiver<ReaderEvent>,
-    log: LogLetters,
-}
-
 /// A request, as it stands in its topic.
 struct Found {
     txid: Txid,
@@ -125,31 +114,6 @@ struct Found {
 }
 
 impl Logs {
-    pub(crate) fn open(kafka: &KafkaSettings) -> anyhow::Result<Self> {
-        let probe = Probe::start(kafka)?;
-        probe.brokers()?;
-        let log = probe.letters(&Topic::Requests.name(&kafka.prefix))?;
-        let (post, events) = mpsc::channel(16);
-        let reader = Reader::start(kafka, &format!("{}.tx", kafka.prefix), post)?;
-        Ok(Self { kafka: kafka.clone(), probe, reader, events, log })
-    }
-
-    /// Which incarnation of a topic there is now.
-    pub(crate) fn letters(&self, topic: &Topic) -> anyhow::Result<LogLetters> {
-        Ok(self.probe.letters(&self.name(topic))?)
-    }
-
-    /// One record, if it is there.
-    pub(crate) fn record(&mut self, topic: &Topic, shard: Shard, offset: u64) -> anyhow::Result<Option<Record>> {
-        let mut found = None;
-        self.read(topic, shard, offset, |record| {
-            found = (record.offset == offset).then(|| record.clone());
-            // The first one is it, or it is gone.
-            false
-        })?;
-        Ok(found)
-    }
-
     /// The request of a txid.
     fn request(&mut self, txid: Txid) -> anyhow::Result<Option<Found>> {
         self.is_of_this_topic(txid)?;
@@ -175,7 +139,7 @@ impl Logs {
     /// All requests of all shards that are wanted.
     fn requests(&mut self, wanted: impl Fn(&Request) -> bool) -> anyhow::Result<Vec<Found>> {
         let (log, mut found) = (self.log, Vec::new());
-        for shard in (0..self.kafka.partitions).map(Shard) {
+        for shard in self.shards() {
             self.read(&Topic::Requests, shard, 0, |record| {
                 found.extend(as_request(log, record).filter(|found| wanted(&found.request)));
                 true
@@ -343,76 +307,6 @@ impl Logs {
         println!();
         Ok(())
     }
-
-    /// Reads from the first record that is not older than a time (all, if the broker cannot tell).
-    fn read_since(
-        &mut self,
-        topic: &Topic,
-        shard: Shard,
-        since_ms: Option<i64>,
-        mut each: impl FnMut(&Record),
-    ) -> anyhow::Result<()> {
-        let name = self.name(topic);
-        let from = match since_ms {
-            Some(since_ms) => self
-                .probe
-                .offsets_for_time(&name, self.kafka.partitions, since_ms)
-                .ok()
-                .and_then(|offsets| offsets.get(usize::from(shard.0)).copied().flatten()),
-            None => None,
-        };
-        self.read(topic, shard, from.unwrap_or(0), |record| {
-            each(record);
-            true
-        })
-    }
-
-    /// Reads from an offset, or from the log's start if that is later, as long as `each` says true.
-    fn read(
-        &mut self,
-        topic: &Topic,
-        shard: Shard,
-        from: u64,
-        mut each: impl FnMut(&Record) -> bool,
-    ) -> anyhow::Result<()> {
-        let (name, partition) = (self.name(topic), shard.partition());
-        if self.probe.topics()?.get(&name).is_none_or(|topic| topic.partitions() <= shard.0) {
-            return Ok(());
-        }
-        let (start, end) = self.probe.watermarks(&name, partition)?;
-        let from = from.max(start);
-        if from >= end {
-            return Ok(());
-        }
-        self.reader.add(&[(&name, partition, from)]);
-        let mut positioned = false;
-        'reading: loop {
-            match self.events.blocking_recv().context("the reading thread has ended")? {
-                ReaderEvent::Positioned { topic, partition: of, offset } => {
-                    positioned |= *topic == *name && of == partition && offset == from;
-                }
-                ReaderEvent::Records(records) if positioned => {
-                    for record in
-                        records.iter().filter(|record| *record.topic == *name && record.partition == partition)
-                    {
-                        if !each(record) || record.offset + 1 >= end {
-                            break 'reading;
-                        }
-                    }
-                }
-                ReaderEvent::Records(_) => {}
-                ReaderEvent::OutOfRange { .. } => bail!("{name}/{partition} was trimmed while it was read; ask again"),
-                ReaderEvent::Failed(failure) if failure.is_fatal() => return Err(failure.into()),
-                ReaderEvent::Failed(_) => {}
-            }
-        }
-        self.reader.remove(&[(&name, partition)]);
-        Ok(())
-    }
-
-    fn name(&self, topic: &Topic) -> String {
-        topic.name(&self.kafka.prefix)
-    }
 }
 
 fn as_request(log: LogLetters, record: &Record) -> Option<Found> {
@@ -426,10 +320,6 @@ fn as_request(log: LogLetters, record: &Record) -> Option<Found> {
         }
         Ok(RequestsRecord::Cancel(_)) | Err(_) => None,
     }
-}
-
-fn value(record: &Record) -> &[u8] {
-    record.value.as_deref().unwrap_or_default()
 }
 
 fn describe(vote: &Vote, record: &Record) -> String {

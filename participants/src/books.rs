@@ -61,8 +61,8 @@ enum Asked {
 pub struct BookRow {
     /// Which transaction.
     pub txid: Txid,
-    /// What became of it here; `None`: a person has abandoned it.
-    pub state: Option<State>,
+    /// What became of it here; any but absent.
+    pub state: State,
     /// What it was about.
     pub hash: RequestHash,
     /// Since when, by the database's clock.
@@ -202,10 +202,7 @@ impl Books {
     async fn ledger(&mut self, which: &str) -> Result<Vec<BookRow>, Unavailable> {
         let sql = format!("select txid, state, hash, {} from suture_ledger {which}", self.asked.dialect().age);
         self.read("reading the ledger", &sql, |row| {
-            let state = match text(row, 1)? {
-                "abandoned" => None,
-                state => Some(State::of_ledger(state)?),
-            };
+            let state = State::of_ledger(text(row, 1)?)?;
             // A clock that was set back makes nothing younger than new.
             let age = Duration::from_secs(u64::try_from(parsed::<i64>(row, 3)?).unwrap_or(0));
             Some(BookRow { txid: parsed(row, 0)?, state, hash: parsed(row, 2)?, age })

@@ -67,7 +67,7 @@ use crate::trouble::{Blame, Landed, Trouble, busy, within};
 use crate::xa::{self, AbortedRow, Branches, Collision, How, Known, LOOK_AGAIN, Ran};
 
 /// Stands in every xid of Suture.
-const FORMAT_ID: u32 = 0x5375_7475;
+pub const FORMAT_ID: u32 = 0x5375_7475;
 
 /// How long a decision's insert waits for a lock before it looks at the list again; the shortest there is.
 const DECISION_LOCK_TIMEOUT: Duration = Duration::from_secs(1);

@@ -21,7 +21,8 @@ use suture_coordinator_core::redrive::by_hand;
 use suture_topics::acks::GroupOffsets;
 use suture_topics::outbox::{Failure, Outbox};
 
-use super::{Found, Logs, as_request, value};
+use super::{Found, as_request};
+use crate::logs::{Logs, value};
 use crate::settings::Settings;
 use crate::{ConfigArg, user};
 
@@ -51,7 +52,7 @@ pub fn run(args: &RetryArgs) -> anyhow::Result<ExitCode> {
         None => user::name()?,
     };
     let remark = Remark::new(args.txid, &who, &args.because).context("--who and --because")?;
-    let mut logs = Logs::open(&settings.kafka)?;
+    let mut logs = Logs::open(&settings.kafka, "tx")?;
     let found = logs.readable_request(args.txid)?;
     // In this order: what ends meanwhile is seen in both.
     let requests = logs.requests_like(&found)?;

@@ -31,6 +31,7 @@ mod world;
 
 mod absent;
 mod again;
+mod audit;
 mod broken;
 mod database_kill;
 mod hostile;

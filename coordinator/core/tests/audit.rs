@@ -5,7 +5,7 @@
 //! asked                     the request, naming a and b; `asked-old`: it has left its topic
 //! a:yes a:no a:expired a:other      votes; a coordinator's no; a vote of another hash
 //! commit abort other-hash cleaned unreadable    records of the decision log
-//! told-commit told-abort    outcomes
+//! told-commit told-abort    outcomes; a=resolved skipped: a person's incidents there
 //! a=committed (any row)     a's ledger; a=branch: its list; a=past: its position is past the decision; a=purged
 //! ```
 
@@ -48,6 +48,9 @@ fn each_transaction_has_one_standing_and_its_findings() {
         ("asked a:no abort a=purged a=past b=purged b=past", "aborted", ""),
         // Settled by a person.
         ("asked BOTH a=abandoned b=committed", "settled", ""),
+        ("asked BOTH a=resolved b=committed", "settled", ""),
+        ("asked a:no abort a=resolved a=committed b=aborted", "settled", ""),
+        ("skipped unreadable", "", ""),
         // A request that has left its topic.
         ("asked-old commit a=committed b=committed", "older", ""),
         ("asked-old abort a=aborted b=refused", "older", ""),
@@ -96,8 +99,14 @@ fn each_transaction_has_one_standing_and_its_findings() {
 /// Of what a look does not cover nothing is said.
 #[test]
 fn what_is_later_or_older_than_a_look_is_passed_over() {
+    let later = Range { from: 3, end: 5, is_all: true, only: None };
+    for case in ["asked BOTH", "commit", "asked a:yes abort a=committed"] {
+        let (judged, _) = judged(case, later.clone());
+        assert_eq!(told(&judged), (String::new(), String::new()), "later: {case}");
+    }
+    // Only a second look can tell it from an orphan.
+    assert_eq!(told(&judged("asked a=branch", later).0).1, "no_request a");
     let ranges = [
-        ("the request is later than this look", Range { from: 3, end: 5, is_all: true, only: None }),
         ("only younger ones are looked at", Range { from: 6, end: 10, is_all: false, only: None }),
         ("only another one is looked at", Range { from: 3, end: 10, is_all: true, only: Some([7].into()) }),
     ];
@@ -124,7 +133,8 @@ fn a_register_that_has_left_its_topic_is_not_judged() {
 #[test]
 fn a_later_version_is_not_judged() {
     let place = place();
-    let mut trail = Trail::new(place, Range { from: 0, end: 10, is_all: true, only: None });
+    let mut trail =
+        Trail::new(place, Range { from: 0, end: 10, is_all: true, only: None }, "suture.decisions".to_string());
     let newer = br#"{"type":"decision","v":2}"#;
     assert!(trail.decision(raw(0, Some(b"x"), Some(newer))).is_err());
     assert!(trail.outcome(raw(0, None, Some(br#"{"type":"outcome","v":2}"#))).is_err());
@@ -144,7 +154,7 @@ fn judged(case: &str, range: Range) -> (Judged, Trail) {
     let (place, case) = (place(), case.replace("BOTH", BOTH));
     let words: Vec<&str> = case.split_whitespace().collect();
     let txid = format!("k3f9q-{}-5", place.shard);
-    let mut trail = Trail::new(place, range);
+    let mut trail = Trail::new(place, range, "suture.decisions".to_string());
     if words.contains(&"asked") {
         let request = format!(
             r#"{{"business_key":"s:1:1","attempt":1,"rule":"s","deadline_ms":1000,"ordered":false,"branches":[BRANCHES],"hash":"{HASH}"}}"#
@@ -155,7 +165,23 @@ fn judged(case: &str, range: Range) -> (Judged, Trail) {
         trail.request(raw(5, Some(KEY), Some(&encode(&request)))).unwrap();
     }
     for (offset, word) in (0..).zip(&words) {
+        let incident = |rest: String| format!(r#"{{"type":"incident","v":1,"participant":"a",{rest}}}"#);
+        let settled = format!(r#""what":"resolved","txid":"{txid}","settled":"committed","who":"w","because":"b""#);
+        // The record that is skipped is the next one.
+        let (topic, at) = ("suture.decisions", offset + 1);
+        let partition = place.shard.partition();
+        let skipped = format!(
+            r#""what":"skipped","origin":{{"topic":"{topic}","partition":{partition},"offset":{at}}},"who":"w","because":"b""#
+        );
         let outcome = match *word {
+            "a=resolved" => {
+                trail.outcome(raw(offset, None, Some(incident(settled).as_bytes()))).unwrap();
+                continue;
+            }
+            "skipped" => {
+                trail.outcome(raw(offset, None, Some(incident(skipped).as_bytes()))).unwrap();
+                continue;
+            }
             "told-commit" => Verdict::Commit,
             "told-abort" => Verdict::Abort,
             _ => continue,
@@ -228,6 +254,7 @@ fn judged(case: &str, range: Range) -> (Judged, Trail) {
                 book.past = 100;
                 continue;
             }
+            "resolved" => continue,
             "purged" => {
                 book.purged = 6;
                 continue;
@@ -253,22 +280,16 @@ fn judged(case: &str, range: Range) -> (Judged, Trail) {
 /// The one standing, and the findings and waits as text.
 fn told(judged: &Judged) -> (String, String) {
     use suture_coordinator_core::audit::{Standing, Waits};
-    let mut standings: Vec<&str> = judged
-        .standings
-        .iter()
-        .map(|(standing, count)| {
-            assert_eq!(*count, 1);
-            match standing {
-                Standing::Committed => "committed",
-                Standing::Aborted => "aborted",
-                Standing::Open => "open",
-                Standing::InDoubt => "in doubt",
-                Standing::NotApplied => "not applied",
-                Standing::Settled => "settled",
-                Standing::Wrong => "wrong",
-            }
-        })
-        .collect();
+    let standing = |standing: &Standing| match standing {
+        Standing::Committed => "committed",
+        Standing::Aborted => "aborted",
+        Standing::Open => "open",
+        Standing::InDoubt => "in doubt",
+        Standing::NotApplied => "not applied",
+        Standing::Settled => "settled",
+        Standing::Wrong => "wrong",
+    };
+    let mut standings: Vec<&str> = judged.standings.values().map(standing).collect();
     standings.extend((judged.older > 0).then_some("older"));
     let mut told: Vec<String> = Vec::new();
     for finding in &judged.findings {

@@ -87,7 +87,9 @@ impl Watch {
         let Some((sight, _)) = self.branches.get_mut(txid) else { return };
         match (*sight, state, end) {
             (Sight::New | Sight::Seen | Sight::Gone { .. }, State::InDoubt, _) => *sight = Sight::Seen,
-            (Sight::New, _, _) | (_, State::Aborted | State::Refused | State::Abandoned | State::Purged, _) => self.leaves(txid),
+            (Sight::New, _, _) | (_, State::Aborted | State::Refused | State::Abandoned | State::Purged, _) => {
+                self.leaves(txid)
+            }
             (Sight::Seen, State::Absent | State::Committed, Some(end)) => *sight = Sight::Gone { state, end },
             (Sight::Seen, State::Absent | State::Committed, None) => {}
             (Sight::Gone { .. }, State::Absent | State::Committed, _) => {}

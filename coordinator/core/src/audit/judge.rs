@@ -11,7 +11,8 @@
 //! | refused | fine; **gone** if it said yes itself | **lost** | fine |
 //! | abandoned | settled by a person | settled | settled |
 //!
-//! "Nothing" below the purge's mark is fine, whatever is decided: it is finished.
+//! "Nothing" below the purge's mark is fine, whatever is decided: it is finished. What a person has resolved at a participant is
+//! settled there, whatever is here.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -67,8 +68,8 @@ pub enum Waits {
 /// What became of a shard's transactions.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Judged {
-    /// Those whose requests are there, by how they stand.
-    pub standings: BTreeMap<Standing, u64>,
+    /// How each stands whose request is there, by the request's offset.
+    pub standings: BTreeMap<u64, Standing>,
     /// Those whose requests have left the topic by age, and whose decisions are still there.
     pub older: u64,
     /// What is not finished.
@@ -93,6 +94,10 @@ pub fn judge(trail: &Trail, books: &BTreeMap<Participant, ShardBooks>) -> Judged
         for register in &story.registers {
             let participant = trail.participant(register);
             let Some(book) = books.get(participant) else { continue };
+            if trail.is_resolved(offset, participant) {
+                is_settled = true;
+                continue;
+            }
             for wrong in beside_the_row(story, book, offset) {
                 find(wrong, Some(participant));
             }
@@ -123,7 +128,7 @@ pub fn judge(trail: &Trail, books: &BTreeMap<Participant, ShardBooks>) -> Judged
             since_ms,
         }));
         match story.asked_ms {
-            Some(_) => *judged.standings.entry(standing).or_default() += 1,
+            Some(_) => drop(judged.standings.insert(offset, standing)),
             None => judged.older += 1,
         }
     }

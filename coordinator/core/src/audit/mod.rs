@@ -13,14 +13,14 @@
 //!
 //! - A position is older than the rows that it vouches for: what lies below it was durable before the rows were read. The
 //!   marks are younger than the rows: a row that was purged meanwhile lies below one.
-//! - The requests come first: what is about a request at or above the end that they had is later than this look, and
-//!   passed over. The outcomes come before the decisions that they repeat, and those before the votes that they are made of, so each
+//! - The requests come first: decisions and votes about a request at or above the end that they had are later than this look,
+//!   and passed over. The outcomes come before the decisions that they repeat, and those before the votes that they are made of, so each
 //!   is found with all that it rests on.
 //! - The databases come after the logs: who has said yes in a log had its branch before. The list comes before the
 //!   rows: a branch that is being committed stands in one of them.
 //!
-//! What is left is a decision that is made and carried out between the two, and a branch that is rolled back before its row is
-//! there. So what the first look finds is a *suspicion*, and **what counts is what a second look finds about the transactions
+//! What is left: a decision that is made and carried out between the two, a branch that is rolled back before its row is there,
+//! and a branch whose request is later than this look. So what the first look finds is a *suspicion*, and **what counts is what a second look finds about the transactions
 //! under suspicion**, taken some time after the first one was over ([`Range::only`]). Its logs hold every decision that the first
 //! look's rows came from, a transaction is decided once, and what a participant was in the middle of is over. What is wrong
 //! stays wrong: rows of ledgers do not go back, and logs do not change.

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use suture_contract::codec::{self, RequestsRecord, Unreadable};
+use suture_contract::codec::{self, OutcomesRecord, RequestsRecord, Unreadable};
 use suture_contract::ids::{Participant, RequestHash, Shard, Txid};
-use suture_contract::messages::{Ballot, Decision, Outcome, Verdict, Voter};
+use suture_contract::messages::{Ballot, Decision, Incident, IncidentKind, Verdict, Voter};
 
 use crate::records::Place;
 use crate::shard::Raw;
@@ -41,12 +41,17 @@ pub struct Newer {
 pub struct Trail {
     place: Place,
     range: Range,
+    decisions: String,
     roster: Vec<Participant>,
     stories: BTreeMap<u64, Story>,
     /// From where on a participant's votes are there, by the broker's clock.
     votes_from_ms: BTreeMap<Participant, i64>,
     nobody_asked: BTreeSet<u64>,
     unreadable: Vec<u64>,
+    /// What a person has taken over, and at whom.
+    resolved: BTreeSet<(u64, Participant)>,
+    /// Records of the decision log that a person has let be passed.
+    skipped: BTreeSet<u64>,
 }
 
 /// One transaction, as its logs tell it.
@@ -91,16 +96,19 @@ pub struct Decided {
 }
 
 impl Trail {
-    /// Of one shard.
-    pub fn new(place: Place, range: Range) -> Self {
+    /// Of one shard. The decision log is known by its full name where incidents name it.
+    pub fn new(place: Place, range: Range, decisions: String) -> Self {
         Self {
             place,
             range,
+            decisions,
             roster: Vec::new(),
             stories: BTreeMap::new(),
             votes_from_ms: BTreeMap::new(),
             nobody_asked: BTreeSet::new(),
             unreadable: Vec::new(),
+            resolved: BTreeSet::new(),
+            skipped: BTreeSet::new(),
         }
     }
 
@@ -116,10 +124,14 @@ impl Trail {
         Ok(())
     }
 
-    /// A record of the outcomes. Other messages stand there too, and are passed over.
+    /// A record of the outcomes, or an incident, which stands there too.
     pub fn outcome(&mut self, raw: Raw<'_>) -> Result<(), Newer> {
-        let outcome: Outcome = match codec::decode(raw.value.unwrap_or_default()) {
-            Ok(outcome) => outcome,
+        let outcome = match codec::decode_outcomes_record(raw.value.unwrap_or_default()) {
+            Ok(OutcomesRecord::Outcome(outcome)) => outcome,
+            Ok(OutcomesRecord::Incident(incident)) => {
+                self.incident(*incident);
+                return Ok(());
+            }
             Err(Unreadable::Newer { v }) => {
                 return Err(Newer { topic: "outcomes".to_string(), offset: raw.offset, v });
             }
@@ -132,8 +144,35 @@ impl Trail {
         Ok(())
     }
 
+    fn incident(&mut self, incident: Incident) {
+        match (incident.what, incident.txid, incident.origin) {
+            (IncidentKind::Resolved, Some(txid), _) if self.is_here(&txid) => {
+                self.resolved.insert((txid.offset, incident.participant));
+            }
+            // Whatever the participants make of it: a person has seen it.
+            (IncidentKind::Skipped, _, Some(origin)) => {
+                let is_here = origin.topic == self.decisions && origin.partition == self.place.shard.partition();
+                self.skipped.extend(u64::try_from(origin.offset).ok().filter(|_| is_here));
+            }
+            (
+                IncidentKind::Resolved
+                | IncidentKind::Skipped
+                | IncidentKind::Lost
+                | IncidentKind::Contradiction
+                | IncidentKind::OtherHash
+                | IncidentKind::Unreadable
+                | IncidentKind::FinishedByHand,
+                _,
+                _,
+            ) => {}
+        }
+    }
+
     /// A record of the decision log.
     pub fn decision(&mut self, raw: Raw<'_>) -> Result<(), Newer> {
+        if self.skipped.contains(&raw.offset) {
+            return Ok(());
+        }
         let txid = raw.key.and_then(|key| std::str::from_utf8(key).ok()).and_then(|key| key.parse::<Txid>().ok());
         let Some(value) = raw.value else {
             if let Some(txid) = txid {
@@ -230,10 +269,17 @@ impl Trail {
         self.place.shard
     }
 
-    /// Whether something that is not among the stories has no request; else it is not known here.
+    /// Whether something that is not among the stories has no request, as far as this look goes; else it is not known here. A
+    /// request that is later than this look is there at the next one.
     pub fn has_no_request(&self, offset: u64) -> bool {
-        let is_read = offset >= self.range.from || self.range.is_all || self.range.only.is_some();
-        is_read && self.is_wanted(offset) && !self.stories.contains_key(&offset)
+        let is_read = offset >= self.range.from || self.range.is_all;
+        let is_wanted = self.range.only.as_ref().map_or(is_read, |only| only.contains(&offset));
+        is_wanted && !self.stories.contains_key(&offset)
+    }
+
+    /// Whether a person has said what became of a transaction at a participant.
+    pub fn is_resolved(&self, offset: u64, participant: &Participant) -> bool {
+        self.resolved.contains(&(offset, participant.clone()))
     }
 
     /// Whose register this is.
@@ -267,8 +313,12 @@ impl Trail {
         offset < self.range.end && self.range.only.as_ref().is_none_or(|only| only.contains(&offset))
     }
 
+    fn is_here(&self, txid: &Txid) -> bool {
+        txid.log == self.place.log && txid.shard == self.place.shard
+    }
+
     fn story_mut(&mut self, txid: &Txid) -> Option<&mut Story> {
-        let is_here = txid.log == self.place.log && txid.shard == self.place.shard;
+        let is_here = self.is_here(txid);
         self.stories.get_mut(&txid.offset).filter(|_| is_here)
     }
 
