@@ -25,8 +25,7 @@ pub async fn compare(
     let mut found = BTreeSet::new();
     for name in &names {
         let mut after = None;
-        loop {
-            let Some(audited) = look.all.get_mut(name) else { break };
+        while let Some(audited) = look.all.get_mut(name) {
             let page = audited.books.page(after.as_ref()).await.map_err(|error| unreadable(audited, error))?;
             let Some(last) = page.last() else { break };
             after = Some(last.txid);

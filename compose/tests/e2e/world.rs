@@ -192,6 +192,11 @@ impl World {
         suture(self.folder.path(), &self.environment, arguments)
     }
 
+    /// The same, to be run beside the test.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        command(self.folder.path(), &self.environment, arguments)
+    }
+
     /// What every process has logged, by its name.
     pub fn process_logs(&self) -> BTreeMap<String, String> {
         let files = fs::read_dir(self.folder.path()).unwrap().map(|file| file.unwrap().path());
@@ -453,9 +458,13 @@ fn topics(prefix: &str) -> Vec<String> {
 }
 
 fn suture(folder: &Path, environment: &[(String, String)], arguments: &[&str]) -> Output {
+    cluster::run(&mut command(folder, environment, arguments))
+}
+
+fn command(folder: &Path, environment: &[(String, String)], arguments: &[&str]) -> Command {
     let mut command = Command::new(SUTURE);
     command.args(arguments).arg("--config").arg(config_file(folder)).envs(environment.iter().cloned());
-    cluster::run(&mut command)
+    command
 }
 
 /// Standard output of what must succeed.
