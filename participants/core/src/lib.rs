@@ -8,6 +8,7 @@
 //! - [`operations`]: the named SQL templates of a participant's configuration, compiled and checked at start;
 //! - [`sql`]: from `:name` to the placeholders of a database;
 //! - [`values`]: from a payload's JSON to typed values;
+//! - [`sample`]: a payload with made-up values; [`touched`]: the tables that a statement touches;
 //! - [`progress`]: positions, which move only past what is done;
 //! - [`lines`]: ordered keys, and who waits for whom;
 //! - [`doubts`]: who asks for a decision that does not come;
@@ -25,7 +26,9 @@ pub mod gid;
 pub mod settle;
 
 pub mod operations;
+pub mod sample;
 pub mod sql;
+pub mod touched;
 pub mod values;
 
 pub mod doubts;

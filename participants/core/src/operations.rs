@@ -34,9 +34,11 @@ use std::fmt;
 
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer};
+use serde_json::Value as Json;
 use serde_json::value::RawValue;
 use suture_contract::ids::{Code, Txid, code};
 
+use crate::sample::sample_payload;
 use crate::sql::{Dialect, number_placeholders};
 use crate::values::{Declared, Kind, Value};
 
@@ -360,6 +362,24 @@ impl Operation {
     /// The values of a branch, from its payload.
     pub fn bind(&self, txid: &Txid, payload: &RawValue) -> Result<Values, Unusable> {
         self.parameters.bind(Value::Text(txid.to_string()), payload)
+    }
+
+    /// A payload that fits the parameters, with made-up values.
+    pub fn sample_payload(&self) -> Json {
+        sample_payload(self.parameters.0.iter().map(|(_, declared)| declared))
+    }
+
+    /// The parameters behind a step's placeholders, each once: its name and type.
+    pub fn parameters_of(&self, step: &Step) -> Vec<(&str, Kind)> {
+        let name =
+            |bind: usize| bind.checked_sub(1).and_then(|i| self.parameters.0.get(i)).map_or(TXID, |(name, _)| name);
+        let mut named: Vec<(&str, Kind)> = Vec::new();
+        for (bind, kind) in step.binds.iter().zip(&step.kinds) {
+            if !named.iter().any(|(known, _)| *known == name(*bind)) {
+                named.push((name(*bind), *kind));
+            }
+        }
+        named
     }
 
     /// The values that confirm and cancel need.

@@ -16,6 +16,7 @@
 //!
 //! No error here holds a value.
 
+use std::fmt;
 use std::str::FromStr;
 
 use rust_decimal::Decimal;
@@ -73,6 +74,21 @@ pub enum Value {
     Timestamp(OffsetDateTime),
     Date(Date),
     Boolean(bool),
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Text => "text",
+            Self::Integer => "integer",
+            Self::Decimal => "decimal",
+            Self::Minor => "minor",
+            Self::Timestamp => "timestamp",
+            Self::Date => "date",
+            Self::Json => "json",
+            Self::Boolean => "boolean",
+        })
+    }
 }
 
 impl Declared {
