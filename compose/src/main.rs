@@ -4,6 +4,7 @@ mod audit;
 mod bench;
 mod demo;
 mod ingest;
+mod joining;
 mod logging;
 mod logs;
 mod out;
@@ -42,7 +43,8 @@ enum Command {
     Coordinator(services::ServiceArgs),
     /// Turn upstream events into requests and ask again for what was aborted in passing; or show what a rule makes of an event.
     Ingest(ingest::IngestArgs),
-    /// Run a participant: keep one database's part of every transaction; or settle what a shard of it stopped at.
+    /// Run a participant: keep one database's part of every transaction; or make a database ready for one, or settle what a shard
+    /// of it stopped at.
     Participant(participant::ParticipantArgs),
     /// Plan, create and check the protocol's topics.
     Topics(topics::TopicsArgs),

@@ -1,4 +1,4 @@
-//! `suture participant <name>`: the service; and what an operator does when a shard of it stands still: `lost`, `resolve`,
+//! `suture participant <name>`: the service; what comes before it (`joining`); and what an operator does when a shard of it stands still: `lost`, `resolve`,
 //! `skip`.
 //!
 //! The commands work on the participant's own database and write nothing to Kafka: the service tells the outcomes topic what
@@ -20,13 +20,15 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::logs::Logs;
 use crate::settings::Settings;
-use crate::{ConfigArg, logging, out, services, user};
+use crate::{ConfigArg, joining, logging, out, services, user};
 
 /// Arguments of `suture participant`.
 #[derive(clap::Args)]
+#[command(subcommand_negates_reqs = true)]
 pub struct ParticipantArgs {
     /// Which of the configured participants.
-    name: String,
+    #[arg(required = true)]
+    name: Option<String>,
     /// Create the business tables from the participant's `schema_file` where they are missing.
     #[arg(long)]
     create_tables: bool,
@@ -38,6 +40,11 @@ pub struct ParticipantArgs {
 
 #[derive(Subcommand)]
 enum ParticipantCommand {
+    /// Print the SQL that makes a database ready: the ledger and the least rights. An older ledger is brought up to date.
+    Init(joining::InitArgs),
+    /// Try every operation on the real tables, inside a transaction that is rolled back. Changes nothing; the exit code is 0 if
+    /// all steps run (and, with --payload, if the vote would be yes).
+    Check(joining::CheckArgs),
     /// List what a person must know or settle: lost commits, records that stopped a shard, branches finished by hand.
     Lost(LostArgs),
     /// Say what became of a branch whose decision could not be obeyed. Its shard goes on then.
@@ -110,12 +117,15 @@ impl ParticipantArgs {
 
 /// Serves, lists or records.
 pub fn run(args: &ParticipantArgs, format: logging::Format) -> anyhow::Result<ExitCode> {
-    let settings = Settings::load(&args.config.config)?;
+    let settings = || Settings::load(&args.config.config);
+    let name = || args.name.as_deref().context("name the participant before the command: suture participant NAME lost");
     match &args.command {
-        None => services::participant(settings, &args.name, args.create_tables, format),
-        Some(ParticipantCommand::Lost(lost)) => list(&settings, &args.name, lost),
-        Some(ParticipantCommand::Resolve(resolve)) => self::resolve(&settings, &args.name, resolve),
-        Some(ParticipantCommand::Skip(skip)) => self::skip(&settings, &args.name, skip),
+        None => services::participant(settings()?, name()?, args.create_tables, format),
+        Some(ParticipantCommand::Init(init)) => joining::init(init),
+        Some(ParticipantCommand::Check(check)) => joining::check(check),
+        Some(ParticipantCommand::Lost(lost)) => list(&settings()?, name()?, lost),
+        Some(ParticipantCommand::Resolve(resolve)) => self::resolve(&settings()?, name()?, resolve),
+        Some(ParticipantCommand::Skip(skip)) => self::skip(&settings()?, name()?, skip),
     }
 }
 

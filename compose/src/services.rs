@@ -63,7 +63,9 @@ async fn run_participant(
     create_tables: bool,
     mut shutdown: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
-    let opening = participant.opening(&kafka.prefix, identity_fingerprint, create_tables)?;
+    let mut opening = participant.opening(&kafka.prefix, identity_fingerprint, create_tables)?;
+    // A service fills no reference data, and its role need not be allowed to.
+    opening.seeds.clear();
     let opened = tokio::select! {
         opened = OpenedResource::open_when_there(&participant, opening) => opened,
         _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
@@ -84,7 +86,7 @@ pub fn not_opened(participant: &ParticipantConfig, error: &OpenError) -> anyhow:
 }
 
 /// What a person may do about an error that is only a code.
-fn remedy(error: &OpenError) -> &'static str {
+pub fn remedy(error: &OpenError) -> &'static str {
     let OpenError::Unavailable(Unavailable { code, .. }) = error else { return "" };
     match code.as_str() {
         "28P01" | "28000" => {
@@ -92,8 +94,9 @@ fn remedy(error: &OpenError) -> &'static str {
         }
         "1045" => ": the server refuses this user or his password; correct the URL, or create the account",
         "3D000" | "1049" => ": there is no such database; create it, or correct the URL",
-        "1044" | "1142" => ": this user lacks a right; grant him all on his database",
-        "42501" => ": this user lacks a right; it must own its schema, or be granted usage and create on it",
+        "1044" | "1142" => ": this user lacks a right; `suture participant init` prints those that it needs",
+        "42501" => ": this user lacks a right; `suture participant init` prints those that it needs",
+        "SQLite 14" => ": the file cannot be opened; check its path, or make it with `suture participant init`",
         "client" => ": the server asks for a password that the URL does not give, or it is no PostgreSQL",
         _ => "",
     }

@@ -23,11 +23,12 @@ use std::time::Duration;
 use suture_contract::ids::{LogLetters, RequestHash, Shard, Txid};
 use suture_participants_core::branch::State;
 use suture_participants_core::gid::{Gid, Owner};
-use suture_participants_core::operations::Mode;
+use suture_participants_core::operations::{Mode, Step};
 
 use crate::config::{Database, ParticipantConfig};
 use crate::ledger::{LEDGER_ID, check_marks};
 use crate::resource::{OpenError, Opening, Position, Unavailable};
+use crate::tables::READ_MARKS;
 use crate::trouble::within;
 use crate::{mariadb, postgres, sqlite};
 
@@ -50,7 +51,7 @@ pub struct Books {
 }
 
 /// Whom the questions go to.
-enum Asked {
+pub(crate) enum Asked {
     Sqlite(sqlite::ReadOnly),
     Postgres(Box<postgres::ReadOnly>),
     Mariadb(Box<mariadb::ReadOnly>),
@@ -102,27 +103,19 @@ impl Books {
     /// Connects, and refuses what is no ledger, of another version or somebody else's.
     pub async fn open(config: &ParticipantConfig, opening: &Opening) -> Result<Self, OpenError> {
         let owner = opening.owner.clone();
-        let mut asked = match &config.database {
-            Database::Sqlite(settings) => Asked::Sqlite(sqlite::ReadOnly::open(settings.clone()).await?),
-            Database::Postgres(settings) => {
-                Asked::Postgres(Box::new(postgres::ReadOnly::open(settings, &owner).await?))
-            }
-            Database::Mariadb(settings) => Asked::Mariadb(Box::new(mariadb::ReadOnly::open(settings).await?)),
-        };
+        let mut asked = Asked::open(&config.database, &owner).await?;
         let doing = "looking for the ledger";
         if asked.ask(doing, asked.dialect().is_there).await?.is_empty() {
             return Err(OpenError::NoLedger);
         }
         let doing = "reading the ledger's marks";
-        let found = asked.ask(doing, "select name, value from suture_meta").await?;
-        let found: BTreeMap<String, String> =
-            found.iter().filter_map(|row| Some((text(row, 0)?.to_string(), text(row, 1)?.to_string()))).collect();
+        let found = facts_of(asked.ask(doing, READ_MARKS).await?);
         // One that another version has made says so; one that lacks marks was never opened by its participant.
         let missing = check_marks(&found, opening)?;
         let ledger_id = found.get(LEDGER_ID).filter(|_| missing.iter().all(|(name, _)| *name == "identity_key"));
         let ledger_id = ledger_id.cloned().ok_or(OpenError::NoLedger)?;
         let version = asked.ask("asking for the version", asked.dialect().version).await?;
-        let version = version.first().and_then(|row| text(row, 0)).unwrap_or("?").to_string();
+        let version = facts_text(version).unwrap_or_else(|| "?".to_string());
         Ok(Self { asked, owner, mode: opening.mode, ledger_id, version })
     }
 
@@ -178,12 +171,7 @@ impl Books {
 
     /// The database's list of prepared branches.
     pub async fn listed(&mut self) -> Result<Listed, Unavailable> {
-        let doing = "reading the list";
-        let listed = match &mut self.asked {
-            Asked::Sqlite(_) => return Ok(Listed::default()),
-            Asked::Postgres(asked) => within(PATIENCE, doing, asked.listed()).await,
-            Asked::Mariadb(asked) => within(PATIENCE, doing, asked.listed()).await,
-        };
+        let listed = self.asked.listed().await;
         let listed = match (self.mode, listed) {
             // An account that may not see the list has nothing in it.
             (Mode::Reserve, Err(Unavailable { code, .. })) if code == mariadb::NO_PRIVILEGE => Vec::new(),
@@ -230,10 +218,22 @@ pub(crate) struct Dialect {
     pub version: &'static str,
     /// The age of a ledger row in whole seconds.
     pub age: &'static str,
+    /// The database's clock, in milliseconds since 1970.
+    pub now_ms: &'static str,
 }
 
 impl Asked {
-    fn dialect(&self) -> &'static Dialect {
+    /// Connects, to ask and to change nothing.
+    pub async fn open(database: &Database, owner: &Owner) -> Result<Self, Unavailable> {
+        Ok(match database {
+            Database::Sqlite(settings) => Self::Sqlite(sqlite::ReadOnly::open(settings.clone()).await?),
+            Database::Postgres(settings) => Self::Postgres(Box::new(postgres::ReadOnly::open(settings, owner).await?)),
+            Database::Mariadb(settings) => Self::Mariadb(Box::new(mariadb::ReadOnly::open(settings).await?)),
+        })
+    }
+
+    /// What is said to this database in its own way.
+    pub fn dialect(&self) -> &'static Dialect {
         match self {
             Self::Sqlite(_) => &sqlite::DIALECT,
             Self::Postgres(_) => &postgres::DIALECT,
@@ -241,13 +241,44 @@ impl Asked {
         }
     }
 
-    async fn ask(&mut self, doing: &'static str, sql: &str) -> Result<Vec<TextRow>, Unavailable> {
+    /// Whether a step fits the tables.
+    pub async fn check_statement(&mut self, step: &Step) -> Result<(), OpenError> {
+        match self {
+            Self::Sqlite(asked) => asked.check_statement(step).await,
+            Self::Postgres(asked) => asked.check_statement(step).await,
+            Self::Mariadb(asked) => asked.check_statement(step).await,
+        }
+    }
+
+    /// What is prepared: its name, if that is one of Suture's, and since when, if the list tells it.
+    pub async fn listed(&mut self) -> Result<Vec<(Option<Gid>, Option<Duration>)>, Unavailable> {
+        let doing = "reading the list";
+        match self {
+            Self::Sqlite(_) => Ok(Vec::new()),
+            Self::Postgres(asked) => within(PATIENCE, doing, asked.listed()).await,
+            Self::Mariadb(asked) => within(PATIENCE, doing, asked.listed()).await,
+        }
+    }
+
+    /// The rows of a query.
+    pub async fn ask(&mut self, doing: &'static str, sql: &str) -> Result<Vec<TextRow>, Unavailable> {
         match self {
             Self::Sqlite(asked) => within(PATIENCE, doing, asked.ask(doing, sql)).await,
             Self::Postgres(asked) => within(PATIENCE, doing, asked.ask(doing, sql)).await,
             Self::Mariadb(asked) => within(PATIENCE, doing, asked.ask(doing, sql)).await,
         }
     }
+}
+
+/// Rows of names and texts.
+pub(crate) fn facts_of(rows: Vec<TextRow>) -> BTreeMap<String, String> {
+    let fact = |row: &TextRow| Some((text(row, 0)?.to_string(), text(row, 1)?.to_string()));
+    rows.iter().filter_map(fact).collect()
+}
+
+/// The one text of an answer.
+pub(crate) fn facts_text(rows: Vec<TextRow>) -> Option<String> {
+    text(rows.first()?, 0).map(str::to_string)
 }
 
 fn text(row: &TextRow, column: usize) -> Option<&str> {

@@ -54,6 +54,9 @@ use suture_participants_core::sql::Dialect;
 
 use crate::resource::Opening;
 
+/// What `suture participant` understands in the place of a name.
+const WORDS: [&str; 2] = ["init", "check"];
+
 /// A participant, checked and compiled.
 #[derive(Debug, Clone)]
 pub struct ParticipantConfig {
@@ -85,6 +88,54 @@ pub enum Database {
 }
 
 impl Database {
+    /// A database by its URL alone: `postgres://`, `mysql://`, else the path of a SQLite file. Everything else as it is where a
+    /// configuration says nothing.
+    pub fn of_url(url: &str) -> Result<Self, ConfigError> {
+        let kind = match url.split_once("://") {
+            Some(("postgres" | "postgresql", _)) => RawKind::Postgres,
+            Some(("mysql" | "mariadb", _)) => RawKind::Mariadb,
+            _ => RawKind::Sqlite,
+        };
+        let is_file = matches!(kind, RawKind::Sqlite);
+        let raw = RawDatabase {
+            kind,
+            path: is_file.then(|| PathBuf::from(url)),
+            busy_timeout_ms: None,
+            url: (!is_file).then(|| url.to_string()),
+            url_file: None,
+            url_env: None,
+            connections: None,
+            decision_connections: None,
+            cap: None,
+            lock_timeout_ms: None,
+            key_timeout_ms: None,
+            statement_timeout_ms: None,
+            lost_after_ms: None,
+            idle_timeout_ms: None,
+        };
+        raw.check(Path::new("--database"), Mode::Reserve).map(|(database, _)| database)
+    }
+
+    /// How statements are written there.
+    pub fn dialect(&self) -> Dialect {
+        match self {
+            Self::Sqlite(_) => Dialect::Sqlite,
+            Self::Postgres(_) => Dialect::Postgres,
+            Self::Mariadb(_) => Dialect::Mariadb,
+        }
+    }
+
+    /// Who the participant logs in as, if the URL says it.
+    pub fn user(&self) -> Option<String> {
+        match self {
+            Self::Sqlite(_) => None,
+            Self::Postgres(settings) => {
+                settings.url.parse::<tokio_postgres::Config>().ok()?.get_user().map(str::to_string)
+            }
+            Self::Mariadb(settings) => mysql_async::Opts::from_url(&settings.url).ok()?.user().map(str::to_string),
+        }
+    }
+
     /// Where it is, without user and password: the file, or hosts, port and name.
     pub fn place(&self) -> String {
         match self {
@@ -190,6 +241,10 @@ impl ParticipantConfig {
         })?;
         let misconfigured = |Misconfigured { key, problem: text }: Misconfigured| problem(file, &key, text);
         let name = raw.name.parse().map_err(|error| problem(file, "name", format!("{error}")))?;
+        if WORDS.contains(&raw.name.as_str()) {
+            let text = format!("{} is a word of `suture participant`; choose another name", raw.name);
+            return Err(problem(file, "name", text));
+        }
         if raw.operation.is_empty() {
             return Err(problem(file, "operation", "at least one [operation.<name>] is needed".to_string()));
         }
@@ -485,6 +540,7 @@ mod tests {
         let sqlite = "[database]\nkind = \"sqlite\"\npath = \"x\"";
         let cases = [
             (format!("name = \"P\"\nmode = \"reserve\"\n{sqlite}"), "/etc/suture/p.toml: name: "),
+            (format!("name = \"check\"\nmode = \"reserve\"\n{sqlite}"), "/etc/suture/p.toml: name: check is a word"),
             (format!("name = \"p\"\nmode = \"xa\"\n{sqlite}"), "/etc/suture/p.toml: database.kind: SQLite cannot"),
             (format!("name = \"p\"\nmode = \"reserve\"\n{sqlite}\ncap = 1"), "/etc/suture/p.toml: database.cap: belongs"),
             (format!("name = \"p\"\nmode = \"reserve\"\ninquire_after_ms = 0\n{sqlite}"), "/etc/suture/p.toml: inquire_after_ms: must be"),

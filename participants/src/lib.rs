@@ -13,9 +13,12 @@
 //!   `resolve`: what a person says about a branch; `purge`: how finished rows go;
 //! - [`sqlite`], [`postgres`], [`mariadb`]: what differs between databases, one file each;
 //! - [`opened`]: one of them, as the configuration says;
+//! - [`books`]: a participant's ledger, positions and list, read by others;
+//! - [`needs`]: what a database must be like; [`inspect`]: all of that for `suture doctor`;
+//! - [`install`]: tables and rights of a new participant; `tables`: the ledger's tables, and from one version to the next;
+//!   [`trial`]: operations tried, and rolled back;
 //! - [`ledger`]: what all ledgers have in common; `trouble`: errors by who is to blame; `pool`, `flights`: connections;
-//! - [`points`]: where the fault tests end the process;
-//! - [`books`]: a participant's ledger, positions and list, read by others.
+//! - [`points`]: where the fault tests end the process.
 //!
 //! What is decided about a branch is decided in the pure crate `suture-participants-core`. The only SQL in these files
 //! is the ledger's own; the business has its SQL in the configuration.
@@ -60,5 +63,12 @@ pub mod opened;
 pub mod books;
 
 pub mod ledger;
+mod tables;
+
+pub mod needs;
+
+pub mod inspect;
+pub mod install;
+pub mod trial;
 
 pub mod points;

@@ -46,13 +46,15 @@ use suture_participants_core::gid::Gid;
 use suture_participants_core::marks::{Candidate, Marks, Purge};
 use suture_participants_core::operations::{self, Mode, Operation, Rows, Values, statement_failed};
 use suture_participants_core::settle::Unsettled;
+use suture_participants_core::sql;
 use suture_participants_core::values::Value;
 use time::OffsetDateTime;
 use tokio::time::sleep;
 
-use crate::books::{Dialect, PATIENCE, TextRow};
+use crate::books::{Dialect, PATIENCE, TextRow, facts_of, facts_text};
 use crate::config::ServerSettings;
 use crate::ledger::{LEDGER_ID, LedgerRow, StoredKeyRow, StoredRow, all_steps, bind_seed, check_marks, check_mode};
+use crate::needs;
 use crate::points::{Act, around};
 use crate::pool::Dial;
 use crate::purge::purge_page;
@@ -63,6 +65,8 @@ use crate::resource::{
     Unavailable, Which,
 };
 use crate::server::{Opened, Server};
+use crate::tables::{self, READ_MARKS, missing_marks};
+use crate::trial::{self, Tried, Wish};
 use crate::trouble::{Blame, Landed, Trouble, busy, within};
 use crate::xa::{self, AbortedRow, Branches, Collision, How, Known, LOOK_AGAIN, Ran};
 
@@ -72,13 +76,8 @@ pub const FORMAT_ID: u32 = 0x5375_7475;
 /// How long a decision's insert waits for a lock before it looks at the list again; the shortest there is.
 const DECISION_LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The oldest versions whose prepared branches survive their connection (MDEV-742), in MariaDB's and in MySQL's numbers.
-const OLDEST_MARIADB: (u16, u16, u16) = (10, 5, 2);
-const OLDEST_MYSQL: (u16, u16, u16) = (8, 0, 29);
-
-/// The longest script of one branch, in bytes; the server must take somewhat more at once.
+/// The longest script of one branch, in bytes; the server must take somewhat more at once (`needs`).
 const LONGEST_SCRIPT: usize = 12 << 20;
-const LEAST_PACKET: u64 = 16 << 20;
 
 /// After so long without a word the server closes the connection of a branch in doubt: that of a process that stands still, or
 /// whose host is gone, must not keep the branch to itself. Afterwards the server's own patience counts again.
@@ -101,56 +100,6 @@ const XID_IN_USE: &str = "1440";
 /// Everything about quoting and rounding that a server's default could change.
 const SQL_MODE: &str = "ANSI_QUOTES,PIPES_AS_CONCAT,NO_BACKSLASH_ESCAPES,STRICT_ALL_TABLES,NO_ZERO_IN_DATE,\
                         NO_ZERO_DATE,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION";
-
-/// Created only where they are missing: even `create table if not exists` would wait for branches in doubt.
-const LEDGER_TABLES: [(&str, &str); 5] = [
-    (
-        "suture_meta",
-        "name varchar(64) character set ascii collate ascii_bin primary key,
-         value varchar(255) character set ascii collate ascii_bin not null",
-    ),
-    (
-        "suture_positions",
-        "topic varchar(255) character set ascii collate ascii_bin not null,
-         letters varchar(5) character set ascii collate ascii_bin not null,
-         shard integer not null,
-         next_offset bigint not null,
-         primary key (topic, letters, shard)",
-    ),
-    (
-        "suture_marks",
-        "letters varchar(5) character set ascii collate ascii_bin not null,
-         shard integer not null,
-         next_offset bigint not null,
-         primary key (letters, shard)",
-    ),
-    (
-        "suture_audit",
-        "entry varchar(320) character set ascii collate ascii_bin primary key,
-         record_key varchar(320) character set ascii collate ascii_bin not null,
-         record text character set utf8mb4 collate utf8mb4_bin not null,
-         told boolean not null default false,
-         changed_at timestamp(6) not null default current_timestamp(6)",
-    ),
-    (
-        "suture_ledger",
-        "txid varchar(64) character set ascii collate ascii_bin primary key,
-         state varchar(16) character set ascii collate ascii_bin not null
-             check (state in ('in_doubt', 'committed', 'aborted', 'refused', 'abandoned')),
-         hash varchar(64) character set ascii collate ascii_bin not null,
-         business_key varchar(200) character set ascii collate ascii_bin,
-         attempt bigint,
-         live_key varchar(200) character set ascii collate ascii_bin unique,
-         operation varchar(255) character set utf8mb4 collate utf8mb4_bin,
-         code varchar(40) character set ascii collate ascii_bin,
-         duplicate_of varchar(64) character set ascii collate ascii_bin,
-         changed_at timestamp(6) not null default current_timestamp(6),
-         unique (business_key, attempt),
-         key (state),
-         check ((business_key is null) = (attempt is null)),
-         check ((live_key is not null) = (state in ('in_doubt', 'committed')))",
-    ),
-];
 
 /// A participant's MariaDB or MySQL database.
 pub struct MariadbResource {
@@ -529,6 +478,21 @@ impl Session for LocalSession<'_> {
     }
 }
 
+/// Runs every operation in a local transaction that is rolled back.
+pub(crate) async fn try_all(
+    settings: &ServerSettings,
+    opening: &Opening,
+    wish: &Wish,
+) -> Result<Vec<Tried>, OpenError> {
+    let pool = Pool::new(Dialer::new(settings, settings.lock_timeout)?, 1);
+    let mut lease = pool.lease().await?;
+    let mut unfit = Vec::new();
+    for step in trial::steps(opening) {
+        unfit.extend(trial::unfit(check_statement(&mut lease, step).await)?);
+    }
+    trial::try_all(&mut LocalSession(lease), opening, wish, &unfit).await
+}
+
 // ---- what the service asks besides -----------------------------------------------------------------------------------
 
 impl Server for MariadbResource {
@@ -792,69 +756,19 @@ fn unreadable(doing: &'static str) -> Unavailable {
 // ---- opening ---------------------------------------------------------------------------------------------------------
 
 async fn check_needs(clerk: &mut Conn, settings: &ServerSettings, opening: &Opening) -> Result<(), OpenError> {
-    let need = |setting, value: String, remedy: String| Err(OpenError::Need { setting, value, remedy });
-    let failed = |trouble: Trouble| OpenError::from(trouble.unavailable("reading settings"));
-    let version = clerk.server_version();
-    let is_mariadb = is_mariadb(clerk).await.map_err(failed)?;
-    let (oldest, name) = if is_mariadb { (OLDEST_MARIADB, "MariaDB") } else { (OLDEST_MYSQL, "MySQL") };
-    if version < oldest {
-        let (major, minor, patch) = version;
-        let remedy = format!("use {name} {}.{}.{} or later, a current minor", oldest.0, oldest.1, oldest.2);
-        return need("version", format!("{major}.{minor}.{patch}"), remedy);
+    let doing = "reading settings";
+    let version = facts_text(texts(clerk, doing, needs::MARIADB_VERSION).await?).unwrap_or_default();
+    let facts = facts_of(texts(clerk, doing, needs::mariadb_facts(&version)).await?);
+    let mut all = needs::of_mariadb(&version, &facts, opening.mode, settings);
+    all.extend(needs::of_read_locks(
+        opening.mode,
+        opening.operations.values().flat_map(|operation| &operation.prepare),
+    ));
+    if opening.mode == Mode::Xa {
+        let refused = query(clerk, "xa recover").await.err();
+        all.push(needs::of_listing(refused.as_ref().map(|trouble| trouble.code.as_str())));
     }
-    let settings_of = "select lower(variable_name), variable_value from information_schema.global_variables";
-    let sql = if is_mariadb {
-        settings_of
-    } else {
-        "select lower(variable_name), variable_value from performance_schema.global_variables"
-    };
-    let found = query(clerk, sql).await.map_err(failed)?;
-    let found: HashMap<String, String> =
-        found.iter().filter_map(|row| Some((column(row, 0)?, column(row, 1)?))).collect();
-    let value = |name: &str| found.get(name).cloned().unwrap_or_default();
-    let has_binlog = value("log_bin") == "ON";
-    let wanted: [(&'static str, bool, &str, &str); 6] = [
-        ("innodb_flush_log_at_trx_commit", true, "1", "a vote must survive a power loss"),
-        ("sync_binlog", has_binlog, "1", "with a binary log, or turn that off: else both disagree after a power loss"),
-        ("read_only", true, "OFF", "and connect to the primary"),
-        ("wsrep_on", is_mariadb, "OFF", "Galera cannot prepare transactions"),
-        ("xa_detach_on_prepare", !is_mariadb, "ON", "a branch must outlive its session"),
-        ("innodb_doublewrite", true, "ON", "a page that is torn by a power loss takes branches with it"),
-    ];
-    for (setting, matters, must, why) in wanted {
-        let is = value(setting);
-        // A server that has no such setting has no such danger.
-        if matters && !is.is_empty() && is != must && !(setting == "innodb_doublewrite" && is == "DETECT_AND_RECOVER") {
-            return need(setting, is, format!("set it to {must}: {why}"));
-        }
-    }
-    if has_binlog && value("binlog_format") == "STATEMENT" {
-        let remedy = "set it to MIXED or ROW: statements of READ COMMITTED cannot be logged as such".to_string();
-        return need("binlog_format", "STATEMENT".to_string(), remedy);
-    }
-    let packet = value("max_allowed_packet");
-    if packet.parse::<u64>().unwrap_or(0) < LEAST_PACKET {
-        let remedy = format!("set it to {LEAST_PACKET} or more: a branch goes in one piece");
-        return need("max_allowed_packet", packet, remedy);
-    }
-    let most = value("max_connections").parse::<usize>().unwrap_or(0);
-    let wanted = settings.cap + settings.connections + settings.decision_connections + 1;
-    if opening.mode == Mode::Xa && most < wanted {
-        let remedy = format!("set it to {wanted} or more (each branch in doubt keeps one), or lower database.cap");
-        return need("max_connections", most.to_string(), remedy);
-    }
-    if opening.mode == Mode::Xa
-        && let Err(trouble) = query(clerk, "xa recover").await
-    {
-        let remedy = "grant XA_RECOVER_ADMIN to the participant's account: its own branches must be seen".to_string();
-        return need("XA RECOVER", format!("refused ({})", trouble.code), remedy);
-    }
-    Ok(())
-}
-
-async fn is_mariadb(connection: &mut Conn) -> Result<bool, Trouble> {
-    let version = query(connection, "select version()").await?;
-    Ok(version.first().and_then(|row| column::<String>(row, 0)).is_some_and(|version| version.contains("MariaDB")))
+    needs::refuse(all)
 }
 
 /// An account that may not see the list has nothing in it.
@@ -869,20 +783,10 @@ async fn check_in_doubt(clerk: &mut Conn, opening: &Opening) -> Result<(), OpenE
 
 /// What another engine holds would survive a rollback.
 async fn check_engines(clerk: &mut Conn) -> Result<(), OpenError> {
-    let sql = "select min(table_name), count(*) from information_schema.tables
-               where table_schema = database() and table_type = 'BASE TABLE' and engine <> 'InnoDB'";
-    let found = query(clerk, sql).await.map_err(|trouble| trouble.unavailable("reading settings"))?;
-    match found.first().and_then(|row| column::<String>(row, 0)) {
-        None => Ok(()),
-        Some(table) => Err(OpenError::Need {
-            setting: "the engine of a table",
-            value: format!("another one than InnoDB ({table})"),
-            remedy: format!("alter table {table} engine = InnoDB: other engines ignore a rollback"),
-        }),
-    }
+    let table = facts_text(texts(clerk, "reading settings", needs::OTHER_ENGINES).await?);
+    needs::refuse(vec![needs::of_engines(table.as_deref())])
 }
 
-/// Creates the tables where they are missing, checks the marks, and answers the ledger's name.
 /// Whether a step fits the tables. Preparing it shows its syntax, and not whether the columns exist that an `insert .. select`
 /// names; EXPLAIN shows that, and runs nothing.
 async fn check_statement(clerk: &mut Conn, step: &operations::Step) -> Result<(), OpenError> {
@@ -904,28 +808,26 @@ async fn check_statement(clerk: &mut Conn, step: &operations::Step) -> Result<()
     }
 }
 
+/// Creates the tables where they are missing, checks the marks, and answers the ledger's name. Where they are there no right to
+/// create any is needed.
 async fn prepare_ledger(clerk: &mut Conn, opening: &Opening) -> Result<String, OpenError> {
     let failed = |trouble: Trouble| OpenError::from(trouble.unavailable("creating the ledger"));
+    let reading = "reading the ledger's marks";
     let there = "select table_name from information_schema.tables where table_schema = database()";
-    let there = query(clerk, there).await.map_err(failed)?;
-    let there: Vec<String> = there.iter().filter_map(|row| column(row, 0)).collect();
-    for (name, columns) in LEDGER_TABLES {
-        if !there.iter().any(|table| table == name) {
-            let create = format!("create table if not exists {name} ({columns}) engine = InnoDB");
-            run(clerk, &create).await.map_err(failed)?;
+    let there = texts(clerk, "looking for the ledger", there).await?;
+    let is_there = |table: &str| there.iter().any(|row| row.first().is_some_and(|name| name.as_deref() == Some(table)));
+    if is_there("suture_meta") {
+        check_marks(&facts_of(texts(clerk, reading, READ_MARKS).await?), opening)?;
+    }
+    for (name, columns) in tables::MARIADB {
+        if !is_there(name) {
+            run(clerk, &tables::mariadb_table(name, columns)).await.map_err(failed)?;
         }
     }
-    let insert = |name: &str, value: &str| {
-        format!("insert into suture_meta values ('{name}', {value}) on duplicate key update value = suture_meta.value")
-    };
-    let ledger_id = insert(LEDGER_ID, "left(sha2(concat(uuid(), rand()), 256), 16)");
-    run(clerk, &ledger_id).await.map_err(failed)?;
-    let rows = query(clerk, "select name, value from suture_meta").await.map_err(failed)?;
-    let found: BTreeMap<String, String> =
-        rows.iter().filter_map(|row| Some((column(row, 0)?, column(row, 1)?))).collect();
-    for (name, value) in check_marks(&found, opening)? {
-        run(clerk, &insert(name, &text(&value))).await.map_err(failed)?;
+    for sql in missing_marks(sql::Dialect::Mariadb, &facts_of(texts(clerk, reading, READ_MARKS).await?), opening)? {
+        run(clerk, &sql).await.map_err(failed)?;
     }
+    let found = facts_of(texts(clerk, reading, READ_MARKS).await?);
     found.get(LEDGER_ID).cloned().ok_or_else(|| unreadable("creating the ledger").into())
 }
 
@@ -1067,7 +969,23 @@ pub(crate) const DIALECT: Dialect = Dialect {
     is_there: "select 1 from information_schema.tables where table_schema = database() and table_name = 'suture_meta'",
     version: "select if(version() like '%MariaDB%', version(), concat('MySQL ', version()))",
     age: "timestampdiff(second, changed_at, current_timestamp(6))",
+    now_ms: "select cast(unix_timestamp(current_timestamp(6)) * 1000 as unsigned)",
 };
+
+/// Runs what `suture participant init` has made.
+pub(crate) async fn execute(settings: &ServerSettings, statements: &[String]) -> Result<(), Unavailable> {
+    let mut connection = Dialer::new(settings, settings.lock_timeout)?.dial().await?;
+    for statement in statements {
+        run(&mut connection, statement).await.map_err(|trouble| trouble.unavailable("setting up the ledger"))?;
+    }
+    Ok(())
+}
+
+/// The rows of a query, as texts.
+async fn texts(connection: &mut Conn, doing: &'static str, sql: &str) -> Result<Vec<TextRow>, Unavailable> {
+    let rows = query(connection, sql).await.map_err(|trouble| trouble.unavailable(doing))?;
+    Ok(rows.iter().map(|row| (0..row.len()).map(|index| column(row, index)).collect()).collect())
+}
 
 /// A connection that changes nothing.
 pub(crate) struct ReadOnly(Conn);
@@ -1078,8 +996,19 @@ impl ReadOnly {
     }
 
     pub async fn ask(&mut self, doing: &'static str, sql: &str) -> Result<Vec<TextRow>, Unavailable> {
-        let rows = query(&mut self.0, sql).await.map_err(|trouble| trouble.unavailable(doing))?;
-        Ok(rows.iter().map(|row| (0..row.len()).map(|index| column(row, index)).collect()).collect())
+        texts(&mut self.0, doing, sql).await
+    }
+
+    /// See [`check_statement`]. MariaDB does not even explain a change in a session that only reads.
+    pub async fn check_statement(&mut self, step: &operations::Step) -> Result<(), OpenError> {
+        let set = async |connection: &mut Conn, access: &str| {
+            let ran = run(connection, &format!("set session transaction {access}")).await;
+            ran.map_err(|trouble| OpenError::from(trouble.unavailable("checking statements")))
+        };
+        set(&mut self.0, "read write").await?;
+        let checked = check_statement(&mut self.0, step).await;
+        set(&mut self.0, "read only").await?;
+        checked
     }
 
     /// All that is prepared on this server, as far as its name is one of Suture's. It does not tell since when.

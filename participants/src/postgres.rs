@@ -31,8 +31,9 @@ use suture_participants_core::branch::{KeyRow, Refusal, State};
 use suture_participants_core::doubts::{InDoubt, SeenHash};
 use suture_participants_core::gid::{Gid, Owner};
 use suture_participants_core::marks::{Candidate, Marks, Purge};
-use suture_participants_core::operations::{self, Mode, Operation, Rows, Values, statement_failed};
+use suture_participants_core::operations::{self, Operation, Rows, Values, statement_failed};
 use suture_participants_core::settle::Unsettled;
+use suture_participants_core::sql;
 use suture_participants_core::values::{Kind, Value};
 use time::{Date, OffsetDateTime};
 use tokio::task::AbortHandle;
@@ -40,10 +41,11 @@ use tokio::time::sleep;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{AsyncMessage, Client, Error, NoTls, SimpleQueryMessage, Statement};
 
-use crate::books::{Dialect, PATIENCE, TextRow};
+use crate::books::{Dialect, PATIENCE, TextRow, facts_of};
 use crate::config::ServerSettings;
 use crate::flights::{InFlight, in_order};
-use crate::ledger::{LEDGER_ID, LedgerRow, StoredKeyRow, StoredRow, all_steps, bind_seed, check_marks, check_mode};
+use crate::ledger::{LEDGER_ID, LedgerRow, StoredKeyRow, StoredRow, all_steps, bind_seed, check_mode};
+use crate::needs;
 use crate::points::{Act, around};
 use crate::pool::Dial;
 use crate::purge::purge_page;
@@ -54,62 +56,13 @@ use crate::resource::{
     Unavailable, Which,
 };
 use crate::server::{Opened, Server};
+use crate::tables::{self, READ_MARKS, missing_marks};
+use crate::trial::{self, Tried, Wish};
 use crate::trouble::{Blame, Landed, Trouble, busy};
 use crate::xa::{self, AbortedRow, Branches, Collision, How, Known, LOOK_AGAIN, LOOKS, Ran};
 
-/// The oldest version that has all that is used here.
-const OLDEST_VERSION: i32 = 130_000;
-
 /// How long a decision's insert waits for a lock before it looks at the list again.
 const DECISION_LOCK_TIMEOUT: Duration = Duration::from_millis(200);
-
-/// The index is created only where it is missing: `create index if not exists` would wait for prepared branches at every start.
-const LEDGER_TABLES: &str = "
-    create table if not exists suture_meta (
-        name text primary key,
-        value text not null
-    );
-    create table if not exists suture_positions (
-        topic text not null,
-        letters text not null,
-        shard integer not null,
-        next_offset bigint not null,
-        primary key (topic, letters, shard)
-    );
-    create table if not exists suture_marks (
-        letters text not null,
-        shard integer not null,
-        next_offset bigint not null,
-        primary key (letters, shard)
-    );
-    create table if not exists suture_audit (
-        entry text primary key,
-        record_key text not null,
-        record text not null,
-        told boolean not null default false,
-        changed_at timestamptz not null default now()
-    );
-    create table if not exists suture_ledger (
-        txid text primary key,
-        state text not null check (state in ('in_doubt', 'committed', 'aborted', 'refused', 'abandoned')),
-        hash text not null,
-        business_key text,
-        attempt bigint,
-        live_key text unique,
-        operation text,
-        code text,
-        duplicate_of text,
-        changed_at timestamptz not null default now(),
-        unique (business_key, attempt),
-        check ((business_key is null) = (attempt is null)),
-        check ((live_key is not null) = (state in ('in_doubt', 'committed')))
-    );
-    do $$ begin
-        if to_regclass('suture_ledger_in_doubt') is null then
-            create index suture_ledger_in_doubt on suture_ledger (txid) where state = 'in_doubt';
-        end if;
-    end $$;
-";
 
 const INSERT_ROW: &str = "
     insert into suture_ledger (txid, state, hash, business_key, attempt, live_key, operation, code, duplicate_of)
@@ -151,7 +104,8 @@ impl PostgresResource {
         let deciders = pool(settings.decision_connections, DECISION_LOCK_TIMEOUT)?;
         let clerks = pool(1, settings.lock_timeout)?;
         let mut clerk = clerks.lease().await?;
-        check_needs(&clerk.client, &settings, &opening).await?;
+        let facts = facts_of(texts(&clerk.client, "reading settings", &needs::postgres_facts(&opening.owner)).await?);
+        needs::refuse(needs::of_postgres(&facts, opening.mode, &settings))?;
         let ledger_id = prepare_ledger(&clerk.client, &opening).await?;
         let in_doubt = "select (select count(*) from suture_ledger where state = 'in_doubt'),
                                (select count(*) from pg_prepared_xacts
@@ -165,14 +119,7 @@ impl PostgresResource {
             clerk.client.batch_execute(&schema).await.map_err(failed)?;
         }
         for step in all_steps(&operations, &seeds) {
-            clerk.statement_of(step).await.map_err(|error| match blame(&error) {
-                Blame::Database => OpenError::from(unavailable("checking statements", &error)),
-                _ => OpenError::Statement {
-                    place: step.place.clone(),
-                    code: sqlstate(&error),
-                    said: error.as_db_error().map(|error| error.message().to_string()).unwrap_or_default(),
-                },
-            })?;
+            check_statement(&mut clerk, step).await?;
         }
         clerk.give_back();
         let opened = Opened { mode, settings, owner, operations, seeds, ledger_id };
@@ -265,7 +212,7 @@ impl Branches for PostgresResource {
 
     async fn insert_refused(&self, txid: &Txid, row: LedgerRow) -> Result<bool, Unavailable> {
         let mut worker = self.workers.lease().await?;
-        let begin = self.begin(self.opened.settings.lock_timeout);
+        let begin = begin(&self.opened.settings, self.opened.settings.lock_timeout);
         let flight = [Flown::Script(&begin), Flown::Work(Work::Insert(&row)), Flown::Work(Work::LookAtMark(txid))];
         let Landed { rows, trouble } = worker.fly(&flight).await;
         let is_inserted = trouble.is_none() && rows.last() == Some(&0);
@@ -352,7 +299,7 @@ impl PostgresResource {
         operation: &Operation,
         values: &Values,
     ) -> Result<Option<Ran>, Unavailable> {
-        let begin = self.begin(self.opened.settings.key_timeout);
+        let begin = begin(&self.opened.settings, self.opened.settings.key_timeout);
         let step_locks = format!("set local lock_timeout = {}", self.opened.settings.lock_timeout.as_millis());
         let row = LedgerRow::of(prepare, State::Committed, None);
         let mut flight = vec![Flown::Script(&begin), Flown::Work(Work::Insert(&row)), Flown::Script(&step_locks)];
@@ -380,15 +327,15 @@ impl PostgresResource {
             },
         }
     }
+}
 
-    /// Opens a local transaction that waits so long for a lock.
-    fn begin(&self, lock_timeout: Duration) -> String {
-        format!(
-            "begin isolation level read committed; set local lock_timeout = {}; set local statement_timeout = {}",
-            lock_timeout.as_millis(),
-            self.opened.settings.statement_timeout.max(lock_timeout).as_millis(),
-        )
-    }
+/// Opens a local transaction that waits so long for a lock.
+fn begin(settings: &ServerSettings, lock_timeout: Duration) -> String {
+    format!(
+        "begin isolation level read committed; set local lock_timeout = {}; set local statement_timeout = {}",
+        lock_timeout.as_millis(),
+        settings.statement_timeout.max(lock_timeout).as_millis(),
+    )
 }
 
 /// What stands in all gids of this ledger, and in no others.
@@ -408,7 +355,8 @@ struct LocalSession<'a> {
 
 impl PostgresResource {
     async fn session<'a>(&self, pool: &'a Pool, lock_timeout: Duration) -> Result<LocalSession<'a>, Unavailable> {
-        Ok(LocalSession { lease: pool.lease().await?, begin: self.begin(lock_timeout), has_savepoint: false })
+        let begin = begin(&self.opened.settings, lock_timeout);
+        Ok(LocalSession { lease: pool.lease().await?, begin, has_savepoint: false })
     }
 }
 
@@ -503,11 +451,31 @@ impl Session for LocalSession<'_> {
         Landed { rows, trouble }
     }
 
+    async fn check_deferred(&mut self) -> Result<(), Trouble> {
+        self.lease.client.batch_execute("set constraints all immediate").await.map_err(|error| trouble(&error))
+    }
+
     async fn undo_branch(&mut self) -> Result<bool, Trouble> {
         self.has_savepoint = false;
         let undo = "rollback to savepoint branch; release savepoint branch";
         self.lease.client.batch_execute(undo).await.map(|()| true).map_err(|error| trouble(&error))
     }
+}
+
+/// Runs every operation in a local transaction that is rolled back.
+pub(crate) async fn try_all(
+    settings: &ServerSettings,
+    opening: &Opening,
+    wish: &Wish,
+) -> Result<Vec<Tried>, OpenError> {
+    let pool = Pool::new(Dialer::new(settings, &opening.owner, settings.lock_timeout)?, 1);
+    let mut lease = pool.lease().await?;
+    let mut unfit = Vec::new();
+    for step in trial::steps(opening) {
+        unfit.extend(trial::unfit(check_statement(&mut lease, step).await)?);
+    }
+    let mut session = LocalSession { lease, begin: begin(settings, settings.lock_timeout), has_savepoint: false };
+    trial::try_all(&mut session, opening, wish, &unfit).await
 }
 
 // ---- what the service asks besides -----------------------------------------------------------------------------------
@@ -758,66 +726,35 @@ async fn rows_of_keys(connection: &mut Connection, keys: &[&str]) -> Result<Vec<
 
 // ---- opening ---------------------------------------------------------------------------------------------------------
 
-async fn check_needs(client: &Client, settings: &ServerSettings, opening: &Opening) -> Result<(), OpenError> {
-    let row = client
-        .query_one(
-            "select current_setting('server_version_num')::int, current_setting('server_version'),
-                    current_setting('max_prepared_transactions')::bigint, current_setting('fsync'),
-                    current_setting('full_page_writes'), pg_is_in_recovery(),
-                    (select count(*) from pg_prepared_xacts
-                     where database = current_database() and position($1 in gid) > 0
-                       and owner is distinct from current_user
-                       and not (select rolsuper from pg_roles where rolname = current_user))",
-            &[&mark(&opening.owner)],
-        )
-        .await
-        .map_err(|error| unavailable("reading settings", &error))?;
-    let need = |setting, value: String, remedy: String| Err(OpenError::Need { setting, value, remedy });
-    if row.get::<_, i32>(0) < OLDEST_VERSION {
-        return need("server_version", row.get(1), "use PostgreSQL 13 or later, a current minor".to_string());
-    }
-    let (slots, wanted) = (row.get::<_, i64>(2), 2 * settings.cap);
-    if opening.mode == Mode::Xa && slots < i64::try_from(wanted).unwrap_or(i64::MAX) {
-        let remedy =
-            format!("set it to {wanted} or more (twice database.cap) and restart PostgreSQL, or lower the cap");
-        return need("max_prepared_transactions", slots.to_string(), remedy);
-    }
-    for (setting, column) in [("fsync", 3), ("full_page_writes", 4)] {
-        let value: String = row.get(column);
-        if value != "on" {
-            return need(setting, value, "set it to on: a prepared branch must survive a power loss".to_string());
-        }
-    }
-    if row.get::<_, bool>(5) {
-        return need("pg_is_in_recovery", "true".to_string(), "connect to the primary".to_string());
-    }
-    if row.get::<_, i64>(6) > 0 {
-        let remedy = "connect as the role that prepared them: no other may finish them".to_string();
-        return need("the owner of branches in doubt", "another role".to_string(), remedy);
-    }
-    Ok(())
+/// Whether a step fits the tables.
+async fn check_statement(connection: &mut Connection, step: &operations::Step) -> Result<(), OpenError> {
+    let prepared = connection.statement_of(step).await.map(drop);
+    prepared.map_err(|error| match blame(&error) {
+        Blame::Database => OpenError::from(unavailable("checking statements", &error)),
+        _ => OpenError::Statement {
+            place: step.place.clone(),
+            code: sqlstate(&error),
+            said: error.as_db_error().map(|error| error.message().to_string()).unwrap_or_default(),
+        },
+    })
 }
 
-/// Creates the tables where they are missing, checks the marks, and answers the ledger's name.
+/// Creates the tables where there are none, checks the marks, and answers the ledger's name. Where they are there no right to create
+/// any is needed.
 async fn prepare_ledger(client: &Client, opening: &Opening) -> Result<String, OpenError> {
     let failed = |error: Error| unavailable("creating the ledger", &error);
-    // Two that start at once would both create; the number is only a name for the lock.
-    let create = format!(
-        "begin; select pg_advisory_xact_lock(7355608571); {LEDGER_TABLES}
-         insert into suture_meta values ('{LEDGER_ID}', substr(replace(gen_random_uuid()::text, '-', ''), 1, 16))
-         on conflict do nothing; commit"
-    );
-    client.batch_execute(&create).await.map_err(failed)?;
-    let rows = client.query("select name, value from suture_meta", &[]).await.map_err(failed)?;
-    let found: BTreeMap<String, String> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
-    for (name, value) in check_marks(&found, opening)? {
-        let sql = "insert into suture_meta values ($1, $2) on conflict do nothing";
-        client.execute(sql, &[&name, &value]).await.map_err(failed)?;
+    if texts(client, "looking for the ledger", DIALECT.is_there).await?.is_empty() {
+        // Two that start at once would both create; the number is only a name for the lock.
+        let create = format!("begin; select pg_advisory_xact_lock(7355608571); {} commit", tables::POSTGRES);
+        client.batch_execute(&create).await.map_err(failed)?;
     }
-    found
-        .get(LEDGER_ID)
-        .cloned()
-        .ok_or_else(|| Unavailable::new("creating the ledger", "its name cannot be read").into())
+    let doing = "reading the ledger's marks";
+    for sql in missing_marks(sql::Dialect::Postgres, &facts_of(texts(client, doing, READ_MARKS).await?), opening)? {
+        client.batch_execute(&sql).await.map_err(failed)?;
+    }
+    let found = facts_of(texts(client, doing, READ_MARKS).await?);
+    let unnamed = || Unavailable::new("creating the ledger", "its name cannot be read").into();
+    found.get(LEDGER_ID).cloned().ok_or_else(unnamed)
 }
 
 // ---- connections -----------------------------------------------------------------------------------------------------
@@ -1041,7 +978,31 @@ pub(crate) const DIALECT: Dialect = Dialect {
     is_there: "select 1 where to_regclass('suture_meta') is not null",
     version: "select 'PostgreSQL ' || current_setting('server_version')",
     age: "floor(extract(epoch from now() - changed_at))::bigint",
+    now_ms: "select floor(extract(epoch from clock_timestamp()) * 1000)::bigint",
 };
+
+/// Runs what `suture participant init` has made.
+pub(crate) async fn execute(
+    settings: &ServerSettings,
+    owner: &Owner,
+    statements: &[String],
+) -> Result<(), Unavailable> {
+    let connection = Dialer::new(settings, owner, settings.lock_timeout)?.dial().await?;
+    let script = format!("begin; {}; commit", statements.join(";\n"));
+    connection.client.batch_execute(&script).await.map_err(|error| unavailable("setting up the ledger", &error))
+}
+
+/// The rows of a query, as texts.
+async fn texts(client: &Client, doing: &'static str, sql: &str) -> Result<Vec<TextRow>, Unavailable> {
+    let messages = client.simple_query(sql).await.map_err(|error| unavailable(doing, &error))?;
+    let texts = |message: &SimpleQueryMessage| match message {
+        SimpleQueryMessage::Row(row) => {
+            Some((0..row.len()).map(|column| row.get(column).map(str::to_string)).collect())
+        }
+        _ => None,
+    };
+    Ok(messages.iter().filter_map(texts).collect())
+}
 
 /// A connection that changes nothing.
 pub(crate) struct ReadOnly(Connection);
@@ -1052,14 +1013,12 @@ impl ReadOnly {
     }
 
     pub async fn ask(&mut self, doing: &'static str, sql: &str) -> Result<Vec<TextRow>, Unavailable> {
-        let messages = self.0.client.simple_query(sql).await.map_err(|error| unavailable(doing, &error))?;
-        let texts = |message: &SimpleQueryMessage| match message {
-            SimpleQueryMessage::Row(row) => {
-                Some((0..row.len()).map(|column| row.get(column).map(str::to_string)).collect())
-            }
-            _ => None,
-        };
-        Ok(messages.iter().filter_map(texts).collect())
+        texts(&self.0.client, doing, sql).await
+    }
+
+    /// See [`check_statement`].
+    pub async fn check_statement(&mut self, step: &operations::Step) -> Result<(), OpenError> {
+        check_statement(&mut self.0, step).await
     }
 
     /// All that is prepared in this database, as far as its name is one of Suture's.

@@ -92,6 +92,11 @@ pub(crate) trait Session: Send {
     /// Sets a savepoint and runs these statements, in one round trip where the database can, up to the first that fails.
     fn branch(&mut self, work: &[Work<'_>]) -> impl Future<Output = Landed> + Send;
 
+    /// Checks now what is checked at the end of a transaction, where the database can; only a trial asks for it.
+    fn check_deferred(&mut self) -> impl Future<Output = Result<(), Trouble>> + Send {
+        async { Ok(()) }
+    }
+
     /// Rolls back to the last savepoint. `false`: the local transaction is gone, with all branches before this one.
     fn undo_branch(&mut self) -> impl Future<Output = Result<bool, Trouble>> + Send;
 }

@@ -28,13 +28,15 @@ use suture_participants_core::doubts::{InDoubt, SeenHash};
 use suture_participants_core::marks::{Candidate, Marks, Purge};
 use suture_participants_core::operations::{self, Operation, Rows, Seed, Values};
 use suture_participants_core::settle::Unsettled;
+use suture_participants_core::sql::Dialect;
 use suture_participants_core::values::Value;
 use time::OffsetDateTime;
 use tokio::sync::oneshot;
 
-use crate::books::{Dialect, TextRow};
+use crate::books::{self, TextRow};
 use crate::config::SqliteSettings;
-use crate::ledger::{LEDGER_ID, StoredKeyRow, StoredRow, all_steps, bind_seed, check_marks, states_of};
+use crate::ledger::{LEDGER_ID, StoredKeyRow, StoredRow, all_steps, bind_seed, states_of};
+use crate::needs;
 use crate::purge::purge_page;
 use crate::reserve::{self, Session, Work};
 use crate::resolve::resolve;
@@ -42,53 +44,9 @@ use crate::resource::{
     Batching, Decided, Entry, Noted, OpenError, Opening, Page, Position, Prepared, Purged, Resolution, Resource,
     SeedError, Unavailable, Which,
 };
+use crate::tables::{self, READ_MARKS, missing_marks};
+use crate::trial::{self, Tried, Wish};
 use crate::trouble::{Blame, Landed, Trouble};
-
-/// The first version without the WAL-reset race, in SQLite's numbers.
-const FIRST_SOUND_VERSION: i32 = 3_051_003;
-
-const LEDGER_TABLES: &str = "
-    create table if not exists suture_meta (
-        name text primary key,
-        value text not null
-    ) strict;
-    create table if not exists suture_positions (
-        topic text not null,
-        letters text not null,
-        shard integer not null,
-        next_offset integer not null,
-        primary key (topic, letters, shard)
-    ) strict;
-    create table if not exists suture_marks (
-        letters text not null,
-        shard integer not null,
-        next_offset integer not null,
-        primary key (letters, shard)
-    ) strict;
-    create table if not exists suture_audit (
-        entry text primary key,
-        record_key text not null,
-        record text not null,
-        told integer not null default 0,
-        changed_at integer not null default (unixepoch())
-    ) strict;
-    create table if not exists suture_ledger (
-        txid text primary key,
-        state text not null check (state in ('in_doubt', 'committed', 'aborted', 'refused', 'abandoned')),
-        hash text not null,
-        business_key text,
-        attempt integer,
-        live_key text unique,
-        operation text,
-        code text,
-        duplicate_of text,
-        changed_at integer not null default (unixepoch()),
-        unique (business_key, attempt),
-        check ((business_key is null) = (attempt is null)),
-        check ((live_key is not null) = (state in ('in_doubt', 'committed')))
-    ) strict;
-    create index if not exists suture_ledger_in_doubt on suture_ledger (txid) where state = 'in_doubt';
-";
 
 /// A participant's SQLite file.
 pub struct SqliteResource {
@@ -230,7 +188,10 @@ impl Ledger {
     fn open(settings: &SqliteSettings, opening: Opening) -> Result<Self, OpenError> {
         let connection = connect(&settings.path, settings.busy_timeout)?;
         let creating = |error: rusqlite::Error| unavailable("creating the ledger", &error);
-        connection.execute_batch(&format!("begin immediate; {LEDGER_TABLES} commit;")).map_err(creating)?;
+        let is_there = connection.prepare(DIALECT.is_there).and_then(|mut look| look.exists([])).map_err(creating)?;
+        if !is_there {
+            connection.execute_batch(&format!("begin immediate; {} commit;", tables::SQLITE)).map_err(creating)?;
+        }
         let id = check_meta(&connection, &opening)?;
         if let Some(schema) = &opening.schema {
             let failed = |error: rusqlite::Error| OpenError::Schema { code: number(&error) };
@@ -241,11 +202,7 @@ impl Ledger {
         }
         let Opening { operations, seeds, .. } = opening;
         for step in all_steps(&operations, &seeds) {
-            connection.prepare(&step.sql).map_err(|error| OpenError::Statement {
-                place: step.place.clone(),
-                code: number(&error),
-                said: error.to_string(),
-            })?;
+            check_statement(&connection, step)?;
         }
         connection.set_prepared_statement_cache_capacity(256);
         let ledger = Self { connection, has_savepoint: false, id, operations: Arc::new(operations), seeds };
@@ -583,14 +540,7 @@ fn count_rows(connection: &Connection, step: &operations::Step, values: &Values)
 
 /// Opens the file with safe settings, each read back.
 fn connect(path: &Path, busy_timeout: Duration) -> Result<Connection, OpenError> {
-    if rusqlite::version_number() < FIRST_SOUND_VERSION {
-        return Err(OpenError::Need {
-            setting: "SQLite's version",
-            value: rusqlite::version().to_string(),
-            remedy: "build with one from 3.51.3 on; older ones may lose commits when two processes share a WAL"
-                .to_string(),
-        });
-    }
+    needs::refuse(vec![needs::of_sqlite(rusqlite::version())])?;
     let failed = |error: rusqlite::Error| unavailable("opening the file", &error);
     let connection = Connection::open(path).map_err(failed)?;
     connection.busy_timeout(busy_timeout).map_err(failed)?;
@@ -619,29 +569,67 @@ fn connect(path: &Path, busy_timeout: Duration) -> Result<Connection, OpenError>
     Ok(connection)
 }
 
+/// Whether a step fits the tables.
+fn check_statement(connection: &Connection, step: &operations::Step) -> Result<(), OpenError> {
+    let prepared = connection.prepare(&step.sql).map(drop);
+    prepared.map_err(|error| OpenError::Statement {
+        place: step.place.clone(),
+        code: number(&error),
+        said: error.to_string(),
+    })
+}
+
 /// Checks the ledger's marks and answers its name.
 fn check_meta(connection: &Connection, opening: &Opening) -> Result<String, OpenError> {
     let failed = |error: rusqlite::Error| unavailable("reading the ledger's marks", &error);
-    connection
-        .execute("insert into suture_meta values (?1, lower(hex(randomblob(8)))) on conflict do nothing", [LEDGER_ID])
-        .map_err(failed)?;
     let read = |connection: &Connection| -> rusqlite::Result<BTreeMap<String, String>> {
-        connection
-            .prepare("select name, value from suture_meta")?
-            .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
-            .collect()
+        connection.prepare(READ_MARKS)?.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
     };
-    let found = read(connection).map_err(failed)?;
-    for (name, value) in check_marks(&found, opening)? {
-        connection.execute("insert into suture_meta values (?1, ?2)", params![name, value]).map_err(failed)?;
+    for sql in missing_marks(Dialect::Sqlite, &read(connection).map_err(failed)?, opening)? {
+        connection.execute_batch(&sql).map_err(failed)?;
     }
+    let found = read(connection).map_err(failed)?;
     found.get(LEDGER_ID).cloned().ok_or_else(|| broken("ledger_id").into())
 }
 
-pub(crate) const DIALECT: Dialect = Dialect {
+/// Runs every operation in a local transaction that is rolled back. The file is as it is found: its journal too.
+pub(crate) async fn try_all(settings: SqliteSettings, opening: Opening, wish: Wish) -> Result<Vec<Tried>, OpenError> {
+    let work = move || {
+        let failed = |error: rusqlite::Error| unavailable("opening the file", &error);
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(&settings.path, flags).map_err(failed)?;
+        connection.busy_timeout(settings.busy_timeout).map_err(failed)?;
+        connection.pragma_update(None, "foreign_keys", "on").map_err(failed)?;
+        let mut unfit = Vec::new();
+        for step in trial::steps(&opening) {
+            unfit.extend(trial::unfit(check_statement(&connection, step))?);
+        }
+        let operations = Arc::default();
+        let mut ledger =
+            Ledger { connection, has_savepoint: false, id: String::new(), operations, seeds: BTreeMap::new() };
+        at_once(trial::try_all(&mut ledger, &opening, &wish, &unfit))
+    };
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(thread_gone().into()))
+}
+
+/// Runs what `suture participant init` has made.
+pub(crate) async fn execute(settings: SqliteSettings, statements: &[String]) -> Result<(), Unavailable> {
+    let script = format!("begin immediate; {}; commit;", statements.join(";\n"));
+    blocking(move || {
+        let failed = |error: rusqlite::Error| unavailable("setting up the ledger", &error);
+        let connection = Connection::open(&settings.path).map_err(failed)?;
+        connection.busy_timeout(settings.busy_timeout).map_err(failed)?;
+        connection.pragma_update(None, "journal_mode", "wal").map_err(failed)?;
+        connection.execute_batch(&script).map_err(failed)
+    })
+    .await
+}
+
+pub(crate) const DIALECT: books::Dialect = books::Dialect {
     is_there: "select 1 from sqlite_master where type = 'table' and name = 'suture_meta'",
     version: "select 'SQLite ' || sqlite_version()",
     age: "unixepoch() - changed_at",
+    now_ms: "select cast(unixepoch('subsec') * 1000 as integer)",
 };
 
 /// A file that is opened for reading only.
@@ -670,6 +658,13 @@ impl ReadOnly {
             statement.query_map([], texts).and_then(Iterator::collect).map_err(failed)
         })
         .await
+    }
+}
+
+impl ReadOnly {
+    /// See [`check_statement`].
+    pub async fn check_statement(&mut self, step: &operations::Step) -> Result<(), OpenError> {
+        check_statement(&self.0.lock().unwrap_or_else(PoisonError::into_inner), step)
     }
 }
 
@@ -755,6 +750,6 @@ mod tests {
 
     #[test]
     fn the_bundled_version_is_sound() {
-        assert!(rusqlite::version_number() >= FIRST_SOUND_VERSION);
+        assert_eq!(needs::of_sqlite(rusqlite::version()).verdict, needs::Verdict::Met);
     }
 }

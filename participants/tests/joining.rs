@@ -1,0 +1,551 @@
+//! How a database joins: its ledger is made or brought up to date, its role gets the least rights, and its operations are tried. On
+//! each database.
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use common::{commit, prepare, prepare_one, txid, yes};
+use mysql_async::prelude::Queryable;
+use serde_json::value::RawValue;
+use suture_contract::ids::{Deployment, LogLetters, Shard};
+use suture_contract::messages::Prepare;
+use suture_participants::config::{Database, ParticipantConfig};
+use suture_participants::install::{Script, Wanted};
+use suture_participants::opened::OpenedResource;
+use suture_participants::resource::{Effect, OpenError, Opening, Position, Resource};
+use suture_participants::trial::{StepResult, Tried, Wish, try_operations};
+use suture_participants_core::gid::{Gid, Owner};
+
+const XA: &str = r#"
+name = "bank"
+mode = "xa"
+[database]
+DATABASE
+[operation.put.parameters]
+id = { path = "/id", type = "text" }
+[[operation.put.prepare]]
+sql = "update shelf set held = held + 1 where name = 'only'"
+rows = 1
+code = "NO_SHELF"
+check = "FULL"
+[[operation.put.prepare]]
+sql = "insert into item (id, txid) values (:id, :txid)"
+rows = 1
+unique = "DUPLICATE"
+"#;
+
+const RESERVE: &str = r#"
+name = "bank"
+mode = "reserve"
+[database]
+DATABASE
+[operation.put.parameters]
+id = { path = "/id", type = "text" }
+[[operation.put.reserve]]
+sql = "update shelf set held = held + 1 where name = 'only'"
+rows = 1
+code = "NO_SHELF"
+check = "FULL"
+[[operation.put.reserve]]
+sql = "insert into item (id, txid) values (:id, :txid)"
+rows = 1
+unique = "DUPLICATE"
+[[operation.put.confirm]]
+sql = "update item set done = 1 where txid = :txid"
+rows = 1
+[[operation.put.cancel]]
+sql = "delete from item where txid = :txid"
+rows = 1
+[[operation.put.cancel]]
+sql = "update shelf set held = held - 1 where name = 'only'"
+rows = 1
+"#;
+
+const SCHEMA: &str = "create table shelf (name varchar(40) primary key, held integer not null, check (held < 3));
+    create table item (id varchar(40) primary key, done integer not null default 0, txid varchar(64) not null);
+    insert into shelf values ('only', 0);";
+
+/// A ledger as version 1 made it, with a row that is committed.
+const VERSION_1: [&str; 3] = [
+    "create table suture_meta (name text primary key, value text not null) STRICT;
+     create table suture_positions (topic text not null, letters text not null, shard integer not null, next_offset BIGINT not null,
+         primary key (topic, letters, shard)) STRICT;
+     create table suture_ledger (txid text primary key,
+         state text not null check (state in ('in_doubt', 'committed', 'aborted', 'refused')), hash text not null,
+         business_key text, attempt BIGINT, live_key text unique, operation text, code text, duplicate_of text, changed_at CHANGED,
+         unique (business_key, attempt), check ((business_key is null) = (attempt is null)),
+         check ((live_key is not null) = (state in ('in_doubt', 'committed')))) STRICT;",
+    "create table suture_meta (name varchar(64) character set ascii collate ascii_bin primary key,
+         value varchar(255) character set ascii collate ascii_bin not null) engine = InnoDB;
+     create table suture_positions (topic varchar(255) character set ascii collate ascii_bin not null,
+         letters varchar(5) character set ascii collate ascii_bin not null, shard integer not null, next_offset bigint not null,
+         primary key (topic, letters, shard)) engine = InnoDB;
+     create table suture_ledger (txid varchar(64) character set ascii collate ascii_bin primary key,
+         state varchar(16) character set ascii collate ascii_bin not null
+             check (state in ('in_doubt', 'committed', 'aborted', 'refused')),
+         hash varchar(64) character set ascii collate ascii_bin not null,
+         business_key varchar(200) character set ascii collate ascii_bin, attempt bigint,
+         live_key varchar(200) character set ascii collate ascii_bin unique,
+         operation varchar(255) character set utf8mb4 collate utf8mb4_bin,
+         code varchar(40) character set ascii collate ascii_bin,
+         duplicate_of varchar(64) character set ascii collate ascii_bin,
+         changed_at timestamp(6) not null default current_timestamp(6), unique (business_key, attempt), key (state),
+         check ((business_key is null) = (attempt is null)),
+         check ((live_key is not null) = (state in ('in_doubt', 'committed')))) engine = InnoDB;",
+    "insert into suture_meta values ('schema_version', '1'), ('ledger_id', '0123456789abcdef'), ('deployment', 'DEPLOYMENT'),
+         ('participant', 'bank');
+     insert into suture_positions values ('suture.decisions', 'aaaaa', 3, 7);
+     insert into suture_ledger (txid, state, hash, business_key, attempt, live_key, operation)
+         values ('TXID', 'committed', 'HASH', 'item:1:1', 1, 'item:1:1', 'put');",
+];
+
+/// A database of one test.
+enum Db {
+    Sqlite(tempfile::TempDir),
+    Postgres { server: String, name: String },
+    Mariadb { server: String, name: String },
+}
+
+static DATABASES: AtomicU32 = AtomicU32::new(0);
+
+impl Db {
+    fn sqlite() -> Self {
+        Self::Sqlite(tempfile::tempdir().unwrap())
+    }
+
+    async fn postgres() -> Self {
+        let db = Self::Postgres { server: server("SUTURE_TEST_POSTGRES"), name: name() };
+        let Self::Postgres { server, name } = &db else { unreachable!() };
+        execute_on_postgres(server, &format!("create database {name}")).await.unwrap();
+        db
+    }
+
+    async fn mariadb(variable: &str) -> Self {
+        let db = Self::Mariadb { server: server(variable), name: name() };
+        let Self::Mariadb { server, name } = &db else { unreachable!() };
+        execute_on_mariadb(server, &format!("create database {name}")).await.unwrap();
+        db
+    }
+
+    fn deployment(&self) -> Deployment {
+        match self {
+            Self::Sqlite(_) => "joining".parse().unwrap(),
+            Self::Postgres { name, .. } | Self::Mariadb { name, .. } => name.replace('_', "-").parse().unwrap(),
+        }
+    }
+
+    fn owner(&self) -> Owner {
+        Owner { deployment: self.deployment(), participant: "bank".parse().unwrap() }
+    }
+
+    /// The URL for somebody.
+    fn url(&self, user: Option<&str>) -> String {
+        match self {
+            Self::Sqlite(folder) => folder.path().join("bank.sqlite").display().to_string(),
+            Self::Postgres { server, name } => {
+                let url = format!("{}/{name}", server.rsplit_once('/').unwrap().0);
+                user.map_or(url.clone(), |user| url.replace("postgres@", &format!("{user}@")))
+            }
+            Self::Mariadb { server, name } => {
+                let url = format!("{}/{name}", server.trim_end_matches('/'));
+                user.map_or(url.clone(), |user| url.replace("root@", &format!("{user}@")))
+            }
+        }
+    }
+
+    fn config(&self, user: Option<&str>, text: &str) -> (ParticipantConfig, Opening) {
+        let url = self.url(user);
+        let database = match self {
+            Self::Sqlite(_) => format!("kind = \"sqlite\"\npath = \"{url}\""),
+            Self::Postgres { .. } => format!("kind = \"postgres\"\nurl = \"{url}\"\ncap = 20"),
+            Self::Mariadb { .. } => format!("kind = \"mariadb\"\nurl = \"{url}\"\ncap = 20"),
+        };
+        let text = text.replace("DATABASE", &database);
+        let config = ParticipantConfig::parse(&text, std::path::Path::new("bank.toml")).unwrap();
+        let opening = config.opening(&self.deployment(), None, false).unwrap();
+        (config, opening)
+    }
+
+    /// As the participant has it: xa where that can be.
+    fn usual(&self) -> &'static str {
+        if matches!(self, Self::Sqlite(_)) { RESERVE } else { XA }
+    }
+
+    async fn open(&self, user: Option<&str>) -> Result<OpenedResource, OpenError> {
+        let (config, opening) = self.config(user, self.usual());
+        OpenedResource::open(&config, opening).await
+    }
+
+    async fn script(&self, role: Option<&str>) -> Result<Script, OpenError> {
+        let (database, (_, opening)) = (self.database(), self.config(None, self.usual()));
+        Script::of(&Wanted { database: &database, opening: &opening, role }).await
+    }
+
+    async fn set_up(&self, role: Option<&str>) -> Result<(), OpenError> {
+        let (database, (_, opening)) = (self.database(), self.config(None, self.usual()));
+        let wanted = Wanted { database: &database, opening: &opening, role };
+        Script::of(&wanted).await?.run(&wanted).await
+    }
+
+    fn database(&self) -> Database {
+        Database::of_url(&self.url(None)).unwrap()
+    }
+
+    async fn try_all(&self, text: &str, wish: Wish) -> Vec<Tried> {
+        let (config, opening) = self.config(None, text);
+        try_operations(&config, opening, wish).await.unwrap()
+    }
+
+    async fn execute(&self, sql: &str) {
+        self.try_to(sql).await.unwrap();
+    }
+
+    /// The error's code.
+    async fn try_to(&self, sql: &str) -> Result<(), String> {
+        match self {
+            Self::Sqlite(_) => {
+                let file = rusqlite::Connection::open(self.url(None)).unwrap();
+                file.execute_batch(sql).map_err(|error| error.to_string())
+            }
+            Self::Postgres { .. } => execute_on_postgres(&self.url(None), sql).await,
+            Self::Mariadb { .. } => execute_on_mariadb(&self.url(None), sql).await,
+        }
+    }
+
+    async fn number(&self, sql: &str) -> i64 {
+        match self {
+            Self::Sqlite(_) => {
+                rusqlite::Connection::open(self.url(None)).unwrap().query_row(sql, [], |row| row.get(0)).unwrap()
+            }
+            Self::Postgres { .. } => {
+                let (client, connection) =
+                    tokio_postgres::connect(&self.url(None), tokio_postgres::NoTls).await.unwrap();
+                tokio::spawn(connection);
+                client.query_one(sql, &[]).await.unwrap().get(0)
+            }
+            Self::Mariadb { .. } => {
+                let mut connection = mysql_async::Conn::from_url(self.url(None)).await.unwrap();
+                connection.query_first(sql).await.unwrap().unwrap()
+            }
+        }
+    }
+
+    /// A ledger of version 1 with one row.
+    async fn set_up_version_1(&self) {
+        let (tables, strict, bigint, changed) = match self {
+            Self::Sqlite(_) => (VERSION_1[0], "strict", "integer", "integer not null default (unixepoch())"),
+            Self::Postgres { .. } => (VERSION_1[0], "", "bigint", "timestamptz not null default now()"),
+            Self::Mariadb { .. } => (VERSION_1[1], "", "bigint", ""),
+        };
+        let first = put(1);
+        let tables = tables.replace("STRICT", strict).replace("BIGINT", bigint).replace("CHANGED", changed);
+        let rows = VERSION_1[2].replace("DEPLOYMENT", self.deployment().as_str());
+        let rows = rows.replace("TXID", &first.txid.to_string()).replace("HASH", &first.hash.to_string());
+        self.execute(&format!("{tables}{rows}")).await;
+    }
+
+    /// A branch that an older build has left in doubt, in this participant's name or in another's.
+    async fn prepare_by_hand(&self, n: u64, owner: &Owner) {
+        let (branch, row) =
+            (put(n), format!("insert into suture_ledger (txid, state, hash) values ('{}', 'aborted', 'x')", txid(n)));
+        let gid = Gid::new(branch.txid, owner, &branch.hash).to_string();
+        match self {
+            Self::Sqlite(_) => {}
+            Self::Postgres { .. } => self.execute(&format!("begin; {row}; prepare transaction '{gid}'")).await,
+            Self::Mariadb { .. } => {
+                let xid = xid(&gid);
+                self.execute(&format!("xa start {xid}; {row}; xa end {xid}; xa prepare {xid}")).await;
+            }
+        }
+    }
+
+    async fn roll_back_by_hand(&self, n: u64, owner: &Owner) {
+        let branch = put(n);
+        let gid = Gid::new(branch.txid, owner, &branch.hash).to_string();
+        let finish = match self {
+            Self::Sqlite(_) => return,
+            Self::Postgres { .. } => format!("rollback prepared '{gid}'"),
+            Self::Mariadb { .. } => format!("xa rollback {}", xid(&gid)),
+        };
+        // MariaDB: until the session that has prepared it is gone.
+        for _ in 0..1_000 {
+            if self.try_to(&finish).await.is_ok() {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+        panic!("{finish} does not come to an end");
+    }
+
+    /// Not in `Drop`, which cannot wait. A test that failed leaves its database for whoever looks into it.
+    async fn drop_database(&self, role: Option<&str>) {
+        match self {
+            Self::Sqlite(_) => {}
+            Self::Postgres { server, name } => {
+                execute_on_postgres(server, &format!("drop database {name} with (force)")).await.unwrap();
+                if let Some(role) = role {
+                    execute_on_postgres(server, &format!("drop role {role}")).await.unwrap();
+                }
+            }
+            Self::Mariadb { name, .. } => {
+                self.execute(&format!("drop database {name}")).await;
+                if let (Some(role), Self::Mariadb { server, .. }) = (role, self) {
+                    execute_on_mariadb(server, &format!("drop user {role}")).await.unwrap();
+                }
+            }
+        }
+    }
+}
+
+fn name() -> String {
+    format!("j{}_{}", std::process::id(), DATABASES.fetch_add(1, Ordering::Relaxed))
+}
+
+fn xid(gid: &str) -> String {
+    let (global, branch) = gid.split_once('/').unwrap();
+    format!("'{global}','{branch}',{}", 0x5375_7475)
+}
+
+async fn execute_on_postgres(url: &str, sql: &str) -> Result<(), String> {
+    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client.batch_execute(sql).await.map_err(|error| format!("{error:?}"))
+}
+
+async fn execute_on_mariadb(url: &str, sql: &str) -> Result<(), String> {
+    let mut connection = mysql_async::Conn::from_url(url).await.unwrap();
+    let ran = async { connection.query_iter(sql).await?.drop_result().await };
+    let ran = ran.await.map_err(|error: mysql_async::Error| error.to_string());
+    connection.disconnect().await.unwrap();
+    ran
+}
+
+fn server(variable: &str) -> String {
+    std::env::var(variable).unwrap_or_else(|_| {
+        panic!(
+            "{variable} is not set: these tests need a database server; run them with compose/test, which starts one"
+        )
+    })
+}
+
+fn put(n: u64) -> Arc<Prepare> {
+    prepare(n, &format!("item:{n}:1"), 1, &format!(r#"{{"id":"{n}"}}"#))
+}
+
+// ---- from version 1 --------------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn a_sqlite_ledger_of_version_1_is_brought_up_to_date() {
+    is_brought_up_to_date(&Db::sqlite()).await;
+}
+
+#[tokio::test]
+async fn a_postgres_ledger_of_version_1_is_brought_up_to_date() {
+    is_brought_up_to_date(&Db::postgres().await).await;
+}
+
+#[tokio::test]
+async fn a_mariadb_ledger_of_version_1_is_brought_up_to_date() {
+    is_brought_up_to_date(&Db::mariadb("SUTURE_TEST_MARIADB").await).await;
+}
+
+#[tokio::test]
+async fn a_mysql_ledger_of_version_1_is_brought_up_to_date() {
+    if std::env::var("SUTURE_TEST_MYSQL").is_ok() {
+        is_brought_up_to_date(&Db::mariadb("SUTURE_TEST_MYSQL").await).await;
+    }
+}
+
+async fn is_brought_up_to_date(db: &Db) {
+    db.execute(SCHEMA).await;
+    db.set_up_version_1().await;
+    let refused = db.open(None).await.err().unwrap();
+    assert_eq!(refused, OpenError::Version { found: "1".to_string() });
+    assert!(db.try_to("select * from suture_marks").await.is_err(), "what is refused is not touched");
+
+    if !matches!(db, Db::Sqlite(_)) {
+        // The participant's own branch is seen before anything is tried; another's makes it give up, but for MariaDB, which
+        // changes a check without touching rows.
+        let is_mariadb = matches!(db, Db::Mariadb { server, .. } if *server == self::server("SUTURE_TEST_MARIADB"));
+        let other = Owner { participant: "other".parse().unwrap(), ..db.owner() };
+        for (n, owner) in [(2, db.owner()), (3, other)].into_iter().take(if is_mariadb { 1 } else { 2 }) {
+            db.prepare_by_hand(n, &owner).await;
+            let refused = db.set_up(None).await.err().unwrap();
+            assert!(
+                matches!(&refused, OpenError::Need { remedy, .. } if remedy.starts_with("wait until")),
+                "{refused}"
+            );
+            db.roll_back_by_hand(n, &owner).await;
+        }
+    }
+    db.set_up(None).await.unwrap();
+    assert!(db.script(None).await.unwrap().is_empty(), "a second time there is nothing to be done");
+    db.execute("insert into suture_ledger (txid, state, hash) values ('a', 'abandoned', 'x'); delete from suture_ledger where txid = 'a'").await;
+    assert!(db.try_to("insert into suture_ledger (txid, state, hash) values ('b', 'something', 'x')").await.is_err());
+    let twice = "insert into suture_ledger (txid, state, hash, business_key, attempt) values ('c', 'aborted', 'x', 'item:1:1', 1)";
+    assert!(db.try_to(twice).await.is_err(), "one row a key and attempt");
+
+    let bank = db.open(None).await.unwrap();
+    assert_eq!(bank.ledger_id(), "0123456789abcdef");
+    assert_eq!(commit(&bank, &put(1)).await, Ok(Effect::Repeated), "what was committed is known");
+    assert_eq!(bank.load_positions("suture.decisions".to_string()).await.unwrap().len(), 1);
+    assert_eq!(prepare_one(&bank, &put(4)).await, yes());
+    assert_eq!(commit(&bank, &put(4)).await, Ok(Effect::Finished));
+    drop(bank);
+
+    db.execute("update suture_meta set value = '3' where name = 'schema_version'").await;
+    let refused = db.script(None).await.err().unwrap();
+    assert_eq!(refused, OpenError::Version { found: "3".to_string() });
+    db.drop_database(None).await;
+}
+
+// ---- least rights ----------------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn a_postgres_role_with_the_least_rights_serves() {
+    serves_with_the_least_rights(&Db::postgres().await, "42501").await;
+}
+
+#[tokio::test]
+async fn a_mariadb_account_with_the_least_rights_serves() {
+    serves_with_the_least_rights(&Db::mariadb("SUTURE_TEST_MARIADB").await, "1044").await;
+}
+
+#[tokio::test]
+async fn a_mysql_account_with_the_least_rights_serves() {
+    if std::env::var("SUTURE_TEST_MYSQL").is_ok() {
+        serves_with_the_least_rights(&Db::mariadb("SUTURE_TEST_MYSQL").await, "1044").await;
+    }
+}
+
+async fn serves_with_the_least_rights(db: &Db, denied: &str) {
+    db.execute(SCHEMA).await;
+    let role = format!("r{}", name());
+    match db {
+        Db::Postgres { .. } => db.execute(&format!("create role {role} login")).await,
+        _ => db.execute(&format!("create user {role}")).await,
+    }
+    let refused = db.open(Some(&role)).await.err().unwrap();
+    let OpenError::Unavailable(unavailable) = &refused else { panic!("{refused}") };
+    assert_eq!(unavailable.code, denied, "{refused}");
+    db.set_up(Some(&role)).await.unwrap();
+
+    let bank = db.open(Some(&role)).await.unwrap();
+    let (first, second) = (put(1), put(2));
+    assert_eq!(prepare_one(&bank, &first).await, yes());
+    assert_eq!(commit(&bank, &first).await, Ok(Effect::Finished));
+    assert_eq!(prepare_one(&bank, &second).await, yes());
+    assert_eq!(common::abort(&bank, &second).await, Ok(Effect::Finished));
+    let position = Position {
+        topic: "suture.decisions".to_string(),
+        letters: "aaaaa".parse::<LogLetters>().unwrap(),
+        shard: Shard(0),
+        next_offset: 1,
+    };
+    bank.store_positions(vec![position]).await.unwrap();
+    assert_eq!(db.number("select count(*) from item").await, 1);
+    drop(bank);
+    drop(db.open(Some(&role)).await.unwrap());
+    db.drop_database(Some(&role)).await;
+}
+
+// ---- trying ----------------------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn operations_are_tried_on_sqlite() {
+    let db = Db::sqlite();
+    operations_are_tried(&db, RESERVE).await;
+}
+
+#[tokio::test]
+async fn operations_are_tried_on_postgres() {
+    for config in [XA, RESERVE] {
+        operations_are_tried(&Db::postgres().await, config).await;
+    }
+}
+
+#[tokio::test]
+async fn operations_are_tried_on_mariadb() {
+    for config in [XA, RESERVE] {
+        operations_are_tried(&Db::mariadb("SUTURE_TEST_MARIADB").await, config).await;
+    }
+}
+
+async fn operations_are_tried(db: &Db, config: &str) {
+    db.execute(SCHEMA).await;
+    db.execute("insert into item (id, txid) values ('taken', 'x')").await;
+    let with =
+        |payload: &str| Wish { operation: None, payload: Some(RawValue::from_string(payload.to_string()).unwrap()) };
+    let results = |tried: &[Tried]| tried[0].steps.iter().map(|step| step.result.clone()).collect::<Vec<_>>();
+
+    let tried = db.try_all(config, Wish::default()).await;
+    assert!(tried[0].runs() && tried[0].refusal().is_none());
+    let steps = if config == XA { 2 } else { 5 };
+    assert_eq!(results(&tried), vec![StepResult::Ran(1); steps]);
+    assert_eq!(tried[0].steps[1].parameters, ["id text", "txid text"]);
+
+    let tried = db.try_all(config, with(r#"{"id":"taken"}"#)).await;
+    let StepResult::Refuses { code, .. } = &results(&tried)[1] else { panic!("{tried:?}") };
+    assert_eq!(code.as_str(), "DUPLICATE");
+    assert_eq!(tried[0].refusal().unwrap().as_str(), "DUPLICATE");
+
+    db.execute("update shelf set held = 2").await;
+    let tried = db.try_all(config, with(r#"{"id":"new"}"#)).await;
+    assert_eq!(tried[0].refusal().unwrap().as_str(), "FULL", "what the constraint says");
+    assert!(tried[0].runs());
+    let tried = db.try_all(config, with(r#"{"id":7}"#)).await;
+    assert_eq!(tried[0].unusable.as_ref().unwrap().1.as_deref(), Some("id"));
+
+    let wrong = config.replace("insert into item (id, txid)", "insert into item (id, nothing)");
+    let tried = db.try_all(&wrong, Wish::default()).await;
+    let StepResult::Broken(said) = &results(&tried)[1] else { panic!("{tried:?}") };
+    assert!(said.contains("nothing") && !tried[0].runs(), "{said}");
+
+    assert_eq!(db.number("select count(*) from item").await, 1);
+    assert_eq!(
+        db.number("select cast(sum(held) as signed) from shelf".replace("signed", signed(db)).as_str()).await,
+        2
+    );
+    assert!(db.try_to("select * from suture_meta").await.is_err(), "no ledger is made");
+    db.drop_database(None).await;
+}
+
+fn signed(db: &Db) -> &'static str {
+    match db {
+        Db::Mariadb { .. } => "signed",
+        _ => "bigint",
+    }
+}
+
+/// A constraint that is checked at the end only would refuse the branch at its prepare.
+#[tokio::test]
+async fn a_deferred_constraint_is_told() {
+    let db = Db::postgres().await;
+    db.execute(SCHEMA).await;
+    db.execute("alter table item add foreign key (id) references shelf deferrable initially deferred").await;
+    let tried = db.try_all(XA, Wish::default()).await;
+    assert_eq!(tried[0].deferred.as_deref(), Some("23503"));
+    db.drop_database(None).await;
+}
+
+/// M14.
+#[tokio::test]
+async fn a_lock_that_mariadb_loses_is_refused() {
+    let db = Db::mariadb("SUTURE_TEST_MARIADB").await;
+    db.execute(SCHEMA).await;
+    let reads = |lock: &str| {
+        XA.replace("update shelf set held = held + 1 where name = 'only'", &format!("select 1 from shelf {lock}"))
+    };
+    let open = async |text: &str| {
+        let (config, opening) = db.config(None, text);
+        OpenedResource::open(&config, opening).await.map(drop)
+    };
+    let refused = open(&reads("lock in share mode")).await.err().unwrap();
+    let expected = "a lock that lasts is a share lock in operation.put.prepare[0]: write what the vote depends on";
+    assert!(refused.to_string().starts_with(expected), "{refused}");
+    open(&reads("for update")).await.unwrap();
+    open(&reads("")).await.unwrap();
+    db.drop_database(None).await;
+}
