@@ -3,6 +3,7 @@
 mod audit;
 mod bench;
 mod demo;
+mod doctor;
 mod ingest;
 mod joining;
 mod logging;
@@ -48,6 +49,10 @@ enum Command {
     Participant(participant::ParticipantArgs),
     /// Plan, create and check the protocol's topics.
     Topics(topics::TopicsArgs),
+    /// Look at brokers, topics, groups, databases, keys and clocks: a line each, and what mends it.
+    ///
+    /// The exit code is 0 if all is well, 1 if something should be looked at, 2 if something must be mended.
+    Doctor(doctor::DoctorArgs),
     /// Fill the participants' databases with reference data, derived from the events that need it.
     Seed(seed::SeedArgs),
     /// Measure how fast a coordinator decides.
@@ -79,7 +84,7 @@ struct ConfigArg {
 fn main() -> ExitCode {
     let Cli { log_format, command } = Cli::parse();
     let only_prints = match &command {
-        Command::Audit(_) | Command::Topics(_) | Command::Tx(_) => true,
+        Command::Audit(_) | Command::Doctor(_) | Command::Topics(_) | Command::Tx(_) => true,
         Command::Ingest(args) => args.only_prints(),
         Command::Participant(args) => args.only_prints(),
         _ => false,
@@ -95,6 +100,7 @@ fn main() -> ExitCode {
         Command::Participant(args) => participant::run(&args, log_format),
         Command::Bench(args) => bench::run(&args, log_format),
         Command::Topics(args) => topics::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Seed(args) => seed::run(&args),
         Command::Tx(args) => tx::run(args),
         Command::Audit(args) => Ok(audit::run(&args)),

@@ -127,6 +127,15 @@ impl Settings {
         ))
     }
 
+    /// The key that makes hashes of requests, if it is configured.
+    pub fn hash_key(&self) -> anyhow::Result<Option<HashKey>> {
+        let at = |key: &str| format!("{}: {key}", self.file.display());
+        let KeySettings { hash_id, hash, hash_file, .. } = &self.keys;
+        let Some(secret) = self.secret("keys.hash", hash.as_deref(), hash_file.as_deref())? else { return Ok(None) };
+        let id: KeyId = hash_id.as_deref().unwrap_or("k1").parse().with_context(|| at("keys.hash_id"))?;
+        Ok(Some(HashKey::new(id, secret.as_bytes()).with_context(|| at("keys.hash"))?))
+    }
+
     /// Both keys; ingest cannot do without.
     pub fn keys(&self) -> anyhow::Result<Keys> {
         let at = |key: &str| format!("{}: {key}", self.file.display());
@@ -136,16 +145,24 @@ impl Settings {
                 at("keys.identity")
             )
         })?;
-        let KeySettings { hash_id, hash, hash_file, .. } = &self.keys;
-        let secret = self.secret("keys.hash", hash.as_deref(), hash_file.as_deref())?.with_context(|| {
+        let hash = self.hash_key()?.with_context(|| {
             format!(
                 "{} is missing; give keys.hash_file, the path of a file with at least 16 secret bytes",
                 at("keys.hash")
             )
         })?;
-        let id: KeyId = hash_id.as_deref().unwrap_or("k1").parse().with_context(|| at("keys.hash_id"))?;
-        let hash = HashKey::new(id, secret.as_bytes()).with_context(|| at("keys.hash"))?;
         Ok(Keys { identity, hash })
+    }
+
+    /// The files that hold secrets, by their key in the configuration.
+    pub fn key_files(&self) -> Vec<(&'static str, PathBuf)> {
+        let files = [("identity_file", &self.keys.identity_file), ("hash_file", &self.keys.hash_file)];
+        files.into_iter().filter_map(|(key, file)| Some((key, self.beside(file.as_ref()?)))).collect()
+    }
+
+    /// Whether there are rules here.
+    pub fn has_rules(&self) -> bool {
+        self.ingest.rules.is_some()
     }
 
     /// The compiled rules of ingest.

@@ -49,6 +49,15 @@ pub struct TopicInfo {
     pub replicas: Vec<Vec<i32>>,
 }
 
+/// What a consumer group looks like from outside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupInfo {
+    /// In Kafka's words: `Stable`, `Empty`, `PreparingRebalance`.
+    pub state: String,
+    /// How many processes are in it.
+    pub members: usize,
+}
+
 impl TopicInfo {
     /// How many partitions.
     pub fn partitions(&self) -> u16 {
@@ -166,6 +175,18 @@ impl Probe {
         let mut ids: Vec<i32> = metadata.brokers().iter().map(rdkafka::metadata::MetadataBroker::id).collect();
         ids.sort_unstable();
         Ok(ids)
+    }
+
+    /// A consumer group as its coordinator describes it; `None` if the brokers know of none.
+    pub fn group(&self, name: &str) -> Result<Option<GroupInfo>, KafkaFailure> {
+        self.serve_queue();
+        let listed = self
+            .consumer
+            .client()
+            .fetch_group_list(Some(name), ANSWER)
+            .map_err(|error| KafkaFailure::of(format!("asking for the group {name}"), &error))?;
+        let found = listed.groups().iter().find(|group| group.name() == name);
+        Ok(found.map(|group| GroupInfo { state: group.state().to_string(), members: group.members().len() }))
     }
 
     /// The ids of these topics, by name. A topic that does not exist is a fatal failure.

@@ -13,6 +13,7 @@
 //! oracle.rs       what must become of each event, computed from events and seeds alone
 //! check.rs        what must hold whatever happened
 //! undisturbed.rs  what the databases hold when nothing happens
+//! doctor.rs       what `suture doctor` says, whatever is down
 //! secrets.rs      who the patients are stands nowhere but at the hospital
 //! ```
 
@@ -34,6 +35,7 @@ mod again;
 mod audit;
 mod broken;
 mod database_kill;
+mod doctor;
 mod hostile;
 mod kill;
 mod lost;

@@ -243,6 +243,13 @@ impl Rules {
         all.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
+    /// What any rule asks of whom, sorted.
+    pub fn operations(&self) -> Vec<(&Participant, &str)> {
+        let all = self.rules.iter().flat_map(|rule| &rule.branches);
+        let all = all.map(|branch| (&branch.participant, branch.operation.as_str()));
+        all.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
     /// How long after its abort each attempt of a rule is asked for again; `None` if there is no such rule.
     pub fn retries_of(&self, rule: &str) -> Option<Vec<Duration>> {
         let rule = self.rules.iter().find(|known| known.id == rule)?;
