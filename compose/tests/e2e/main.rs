@@ -13,6 +13,7 @@
 //! oracle.rs       what must become of each event, computed from events and seeds alone
 //! check.rs        what must hold whatever happened
 //! undisturbed.rs  what the databases hold when nothing happens
+//! joining.rs      docs/joining.md, run
 //! doctor.rs       what `suture doctor` says, whatever is down
 //! secrets.rs      who the patients are stands nowhere but at the hospital
 //! ```
@@ -37,6 +38,7 @@ mod broken;
 mod database_kill;
 mod doctor;
 mod hostile;
+mod joining;
 mod kill;
 mod lost;
 mod operator;
