@@ -250,10 +250,7 @@ impl<'a, B: Crashes> World<'a, B> {
         })
     }
 
-    fn append<M: Message>(&self, topic: &str, messages: &[M])
-    where
-        M: OfTransaction,
-    {
+    fn append<M: Message + OfTransaction>(&self, topic: &str, messages: &[M]) {
         for message in messages {
             let key = message.txid().to_string();
             let (topic, value) = (self.topic(topic), encode(message));
