@@ -67,7 +67,7 @@ enum Command {
     /// (branches and rows that nothing accounts for), and what waits for longer than --overdue. Whatever looks wrong is looked
     /// at again after some seconds, so that what is just happening is not told.
     ///
-    /// It reads the databases of all [participants] in the configuration, read-only, and needs some 300 bytes of memory for each
+    /// It reads the databases of all `[participants]` in the configuration, read-only, and needs some 300 bytes of memory for each
     /// transaction of one shard: with millions of them, give --since. The exit code is 0 if nothing was found, 1 for findings, 2
     /// if it could not look.
     Audit(audit::AuditArgs),

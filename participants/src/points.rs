@@ -1,7 +1,7 @@
 //! Fail points: places where a test ends the process, one before and one after every statement and every send.
 //!
-//! They exist only with the feature `failpoints`, which nothing else needs and no release build takes. Without it [`before`],
-//! [`after`] and [`around`] are nothing at all. What is done in one flight has no point in its middle: there the server sees
+//! They exist only with the feature `failpoints`, which nothing else needs and no release build takes. Without it `before`,
+//! `after` and `around` are nothing at all. What is done in one flight has no point in its middle: there the server sees
 //! a connection that ends, whatever ended it.
 //!
 //! [`TABLE`] names all of them once. A test walks through it, so a point that is reached by no test is found.
