@@ -2,7 +2,7 @@
 //!
 //! | a branch is | goes to |
 //! |---|---|
-//! | new: it has been voted yes | seen, if a look finds it in doubt; else nobody watches it: its yes was a repeat |
+//! | new: it has been voted yes | seen, if a look finds it in doubt, or nothing of it: it was there. Committed: nobody watches it, for its yes was a repeat |
 //! | seen in doubt, now or when its shard was taken | gone, if a look finds it committed, or nothing of it |
 //! | seen in doubt | nobody watches it any more, if a look finds a row that says that it is over: that is Suture's own word |
 //! | gone, and the decision log ended there after the look | finished by hand, if its decision was not read up to that end |
@@ -86,7 +86,9 @@ impl Watch {
     pub fn looked(&mut self, txid: &Txid, state: State, end: Option<u64>) {
         let Some((sight, _)) = self.branches.get_mut(txid) else { return };
         match (*sight, state, end) {
-            (Sight::New | Sight::Seen | Sight::Gone { .. }, State::InDoubt, _) => *sight = Sight::Seen,
+            (Sight::New | Sight::Seen | Sight::Gone { .. }, State::InDoubt, _) | (Sight::New, State::Absent, _) => {
+                *sight = Sight::Seen;
+            }
             (Sight::New, _, _) | (_, State::Aborted | State::Refused | State::Abandoned | State::Purged, _) => {
                 self.leaves(txid)
             }
@@ -172,6 +174,15 @@ mod tests {
         watch.looked(&txid(1), State::Committed, Some(7));
         assert!(watch.in_turn().is_empty());
         assert!(finished(&mut watch, 99).is_empty());
+    }
+
+    #[test]
+    fn who_is_gone_before_the_first_look_was_there_all_the_same() {
+        let mut watch = Watch::default();
+        watch.voted(txid(1), about());
+        watch.looked(&txid(1), State::Absent, None);
+        watch.looked(&txid(1), State::Absent, Some(7));
+        assert_eq!(finished(&mut watch, 7), [(txid(1), State::Absent, true)]);
     }
 
     #[test]

@@ -374,7 +374,7 @@ async fn hostile_values_are_values<B: Bench>(bench: &B) {
 async fn positions_are_kept<B: Bench>(bench: &B) {
     let bank = bench.open().await;
     // R19: what is in doubt locks no position.
-    let branch = put(130, "key-130", "i130", "a", 1);
+    let branch = put(119, "key-119", "i119", "a", 1);
     assert_eq!(prepare_one(&bank, &branch).await, yes());
     let position = |letters: &str, shard, next_offset| Position {
         topic: "suture.decisions".to_string(),
