@@ -139,9 +139,9 @@ pub async fn conforms<B: Bench>(bench: &B) {
     hostile_values_are_values(bench).await;
     positions_are_kept(bench).await;
     seeds_insert_what_is_missing(bench).await;
-    settling::settles(bench).await;
     finished_rows_are_purged_and_what_they_were_about_stays_finished(bench).await;
     what_is_unfinished_holds_back_its_shard(bench).await;
+    settling::settles(bench).await;
     assert_eq!(bench.number(MONEY).await, 1100);
     assert_eq!(bench.number("select held from account where name = 'a'").await, 0, "nothing is in doubt");
 }
