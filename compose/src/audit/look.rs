@@ -73,7 +73,7 @@ pub enum Account {
 impl Look {
     /// Asks for the letters.
     pub fn open(logs: Logs, all: All) -> anyhow::Result<Self> {
-        let decisions = tokio::task::block_in_place(|| logs.probe.letters(&logs.name(&Topic::Decisions)))?;
+        let decisions = tokio::task::block_in_place(|| logs.letters(&Topic::Decisions))?;
         Ok(Self { logs, all, decisions })
     }
 

@@ -350,7 +350,12 @@ impl Report {
                     "records were lost, or changed by hand: compare {show} with the ledgers before anything is restarted"
                 )
             }
-            Kind::Lost => format!("{show} says what all others have: make up for it here, or take it back there"),
+            Kind::Lost => {
+                let name = finding.participant.as_ref().map_or("NAME", Participant::as_str);
+                format!(
+                    "{show} says what all others have: make the effect by hand, see `suture participant {name} lost`"
+                )
+            }
             Kind::Orphan => match (finding.wrong, self.finish(finding, txid)) {
                 (Wrong::LeftOver, _) => format!("finish the branch as {show} says"),
                 (_, Some(command)) => format!("nothing decides it any more: {command}"),
