@@ -137,7 +137,9 @@ fn on_database<T>(
 ) -> anyhow::Result<T> {
     let participant = settings.participant(name)?;
     let fingerprint = settings.identity_key()?.map(|key| key.fingerprint());
-    let opening = participant.opening(&settings.kafka.prefix, fingerprint, false)?;
+    let mut opening = participant.opening(&settings.kafka.prefix, fingerprint, false)?;
+    // As the service does.
+    opening.seeds.clear();
     services::block_on(async {
         let opened = OpenedResource::open(&participant, opening).await;
         work(&opened.map_err(|error| services::not_opened(&participant, &error))?).await
