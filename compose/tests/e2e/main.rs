@@ -38,6 +38,7 @@ mod broken;
 mod database_kill;
 mod doctor;
 mod hostile;
+mod inquiry;
 mod joining;
 mod kill;
 mod lost;
