@@ -1,10 +1,10 @@
 //! Work for the database that the service waits for beside everything else.
 
-use std::collections::{BTreeSet, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
-use suture_contract::ids::{Shard, Txid};
+use suture_contract::ids::Shard;
 use suture_contract::messages::{Decision, Prepare, Verdict};
 use tokio::time::sleep;
 
@@ -22,57 +22,40 @@ pub(crate) struct Job<M> {
     pub(crate) traceparent: Option<String>,
 }
 
-/// Transactions whose abort waits for their prepare to end.
-#[derive(Clone, Default)]
-pub(crate) struct Overtaken(Arc<Mutex<HashSet<Txid>>>);
-
-impl Overtaken {
-    pub(crate) fn insert(&self, txid: Txid) {
-        self.all().insert(txid);
-    }
-
-    pub(crate) fn remove(&self, txid: &Txid) {
-        self.all().remove(txid);
-    }
-
-    fn any_of(&self, batch: &[Arc<Prepare>]) -> bool {
-        let all = self.all();
-        batch.iter().any(|prepare| all.contains(&prepare.txid))
-    }
-
-    fn all(&self) -> MutexGuard<'_, HashSet<Txid>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Prepares a batch. What the database does not answer is asked for until it does, but not for longer than until the abort of
-/// one of them is there: then all of them come back as [`Prepared::Later`], and the abort goes first.
+/// Prepares a batch. What the database does not answer is to be asked for again. Not here, because the abort of one of them,
+/// and prepares that have come since, must not wait for that.
 pub(crate) async fn prepare<R: Resource>(
     resource: &R,
     batch: Vec<Job<Prepare>>,
-    overtaken: &Overtaken,
-) -> Vec<(Job<Prepare>, Prepared)> {
+) -> Vec<(Job<Prepare>, Result<Prepared, Unavailable>)> {
     let messages: Vec<Arc<Prepare>> = batch.iter().map(|job| Arc::clone(&job.message)).collect();
-    let ask = || prepare_or_divide(resource, &messages);
-    let give_up = || overtaken.any_of(&messages).then(|| vec![Prepared::Later; messages.len()]);
-    let prepared = answered_unless(ask, give_up).await;
+    let prepared = match prepare_or_divide(resource, &messages).await {
+        Ok(prepared) => prepared,
+        Err(unavailable) => {
+            sleep(RETRY_AFTER).await;
+            vec![Err(unavailable); messages.len()]
+        }
+    };
     batch.into_iter().zip(prepared).collect()
 }
 
 /// If the database does not answer it may be because of one of them: that one must not keep the others from their votes.
-async fn prepare_or_divide<R: Resource>(resource: &R, batch: &[Arc<Prepare>]) -> Result<Vec<Prepared>, Unavailable> {
+async fn prepare_or_divide<R: Resource>(
+    resource: &R,
+    batch: &[Arc<Prepare>],
+) -> Result<Vec<Result<Prepared, Unavailable>>, Unavailable> {
     let unavailable = match resource.prepare(batch.to_vec()).await {
-        Ok(prepared) => return Ok(prepared),
+        Ok(prepared) => return Ok(prepared.into_iter().map(Ok).collect()),
         Err(unavailable) if batch.len() == 1 => return Err(unavailable),
         Err(unavailable) => unavailable,
     };
     let mut divided = Vec::with_capacity(batch.len());
     for prepare in batch {
         match resource.prepare(vec![Arc::clone(prepare)]).await {
-            Ok(mut alone) => divided.append(&mut alone),
+            Ok(alone) => divided.extend(alone.into_iter().map(Ok)),
             // A second one: it is the database.
-            Err(_) if divided.contains(&Prepared::Later) => return Err(unavailable),
-            Err(_) => divided.push(Prepared::Later),
+            Err(_) if divided.iter().any(Result::is_err) => return Err(unavailable),
+            Err(alone) => divided.push(Err(alone)),
         }
     }
     Ok(divided)
@@ -102,36 +85,32 @@ pub(crate) async fn decide<R: Resource>(resource: &R, batch: Vec<Job<Decision>>)
     decided
 }
 
-/// Asks the database until it answers.
-pub(crate) async fn until_answered<T, F: Future<Output = Result<T, Unavailable>>>(ask: impl FnMut() -> F) -> T {
-    answered_unless(ask, || None).await
-}
-
-/// Asks the database until it answers, or until there is something else to say between two tries. Tells once that it does not
-/// answer, and once that it does again.
-async fn answered_unless<T, F: Future<Output = Result<T, Unavailable>>>(
-    mut ask: impl FnMut() -> F,
-    give_up: impl Fn() -> Option<T>,
-) -> T {
+/// Asks the database until it answers. Says once that it does not, and once that it does again.
+pub(crate) async fn until_answered<T, F: Future<Output = Result<T, Unavailable>>>(mut ask: impl FnMut() -> F) -> T {
     let mut is_away = false;
     loop {
         match ask().await {
             Ok(answer) => {
                 if is_away {
-                    tracing::info!("the database answers again");
+                    tell_answers();
                 }
                 return answer;
             }
-            Err(Unavailable { doing, code }) => {
+            Err(unavailable) => {
                 if !is_away {
-                    tracing::warn!(doing, code, "the database is unavailable; asking until it answers");
+                    tell_silence(&unavailable);
                 }
                 is_away = true;
                 sleep(RETRY_AFTER).await;
             }
         }
-        if let Some(instead) = give_up() {
-            return instead;
-        }
     }
+}
+
+pub(crate) fn tell_silence(Unavailable { doing, code }: &Unavailable) {
+    tracing::warn!(doing, code, "the database is unavailable; asking until it answers");
+}
+
+pub(crate) fn tell_answers() {
+    tracing::info!("the database answers again");
 }

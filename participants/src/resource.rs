@@ -112,8 +112,7 @@ impl Batching {
 pub enum Prepared {
     /// Durable, to be voted.
     Answer(Answer),
-    /// Not tried, because as many branches as may be are in doubt; or, in the service, given up. To be asked again when
-    /// decisions have come.
+    /// Not tried: as many branches as may be are in doubt. To be asked again when decisions have come.
     Later,
     /// The shard stops.
     Fault(Fault),

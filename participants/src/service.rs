@@ -37,7 +37,7 @@ use std::time::Duration;
 
 use suture_contract::codec::encode;
 use suture_contract::ids::{BusinessKey, LogLetters, Participant, Shard, Txid};
-use suture_contract::messages::{Ballot, Decision, Incident, IncidentKind, Prepare, Verdict, Vote, Voter};
+use suture_contract::messages::{Ballot, Decision, Incident, IncidentKind, Prepare, Vote, Voter};
 use suture_contract::topic_map::participant_group;
 use suture_participants_core::branch::{Answer, Violation, Wrong};
 use suture_participants_core::doubts::Ask;
@@ -58,9 +58,9 @@ use crate::alarms::{Alarms, Look};
 use crate::config::UpkeepSettings;
 use crate::envelope::{Read, read_decision, read_prepare};
 use crate::incidents::{self, Place};
-use crate::jobs::{Job, Overtaken, decide, prepare, until_answered};
+use crate::jobs::{Job, decide, prepare, tell_answers, tell_silence, until_answered};
 use crate::points::{Act, after, around, before};
-use crate::resource::{Batching, Decided, Effect, Fault, Position, Prepared, Resource};
+use crate::resource::{Batching, Decided, Effect, Fault, Position, Prepared, Resource, Unavailable};
 use crate::seek::Seeker;
 use crate::take::{Letters, Names, Taken, blocking, lag, look_at_topics, look_up, refuse_foreign};
 use crate::upkeep::{Found, Live, Upkeep};
@@ -188,7 +188,7 @@ pub async fn run<R: Resource>(
         prepare_queue: VecDeque::new(),
         prepare_jobs: JoinSet::new(),
         preparing: HashSet::new(),
-        overtaken: Overtaken::default(),
+        unanswered: HashSet::new(),
         preparing_keys: HashSet::new(),
         held_prepares: Vec::new(),
         lines: Lines::default(),
@@ -246,11 +246,11 @@ struct Service<R> {
 
     shards: BTreeMap<Shard, ShardState>,
     prepare_queue: VecDeque<Job<Prepare>>,
-    prepare_jobs: JoinSet<Vec<(Job<Prepare>, Prepared)>>,
+    prepare_jobs: JoinSet<Vec<(Job<Prepare>, Result<Prepared, Unavailable>)>>,
     /// The transactions in those jobs.
     preparing: HashSet<Txid>,
-    /// Those of them whose abort is held.
-    overtaken: Overtaken,
+    /// Those that the database has not answered, and is asked again.
+    unanswered: HashSet<Txid>,
     /// Their business keys.
     preparing_keys: HashSet<BusinessKey>,
     /// Prepares of what is being decided, of a business key that is being prepared, or parked behind an earlier transaction of
@@ -598,8 +598,6 @@ impl<R: Resource> Service<R> {
         // The prepare may wait for a lock that a decision behind this one frees: it must not hold that one up.
         let (held, batch): (Vec<_>, Vec<_>) =
             batch.into_iter().partition(|job| self.preparing.contains(&job.message.txid));
-        let aborts = held.iter().filter(|job| job.message.outcome == Verdict::Abort);
-        aborts.for_each(|job| self.overtaken.insert(job.message.txid));
         self.held_decisions.extend(held);
         if !batch.is_empty() {
             self.deciding = batch.iter().map(|job| job.message.txid).collect();
@@ -692,8 +690,7 @@ impl<R: Resource> Service<R> {
                 self.preparing.extend(batch.iter().map(|job| job.message.txid));
                 self.preparing_keys.extend(batch.iter().map(|job| job.message.business_key.clone()));
                 let resource = Arc::clone(&self.resource);
-                let overtaken = self.overtaken.clone();
-                self.prepare_jobs.spawn(async move { prepare(&*resource, batch, &overtaken).await });
+                self.prepare_jobs.spawn(async move { prepare(&*resource, batch).await });
             }
         }
     }
@@ -720,10 +717,9 @@ impl<R: Resource> Service<R> {
     }
 
     /// What was held for these is next.
-    fn prepares_have_ended(&mut self, prepared: &[(Job<Prepare>, Prepared)]) {
+    fn prepares_have_ended(&mut self, prepared: &[(Job<Prepare>, Result<Prepared, Unavailable>)]) {
         for (job, _) in prepared {
             self.preparing.remove(&job.message.txid);
-            self.overtaken.remove(&job.message.txid);
             self.preparing_keys.remove(&job.message.business_key);
         }
         let held = std::mem::take(&mut self.held_decisions).into_iter();
@@ -763,12 +759,17 @@ impl<R: Resource> Service<R> {
     }
 
     /// The answers are durable: now, and not before, the votes may leave.
-    fn on_prepared(&mut self, prepared: Vec<(Job<Prepare>, Prepared)>) {
+    fn on_prepared(&mut self, prepared: Vec<(Job<Prepare>, Result<Prepared, Unavailable>)>) {
         self.prepares_have_ended(&prepared);
+        let (shards, was_silent) = (&self.shards, !self.unanswered.is_empty());
+        self.unanswered.retain(|txid| shards.get(&txid.shard).is_some_and(|state| state.phase != Phase::Stopped));
         let mut later = Vec::new();
         for (job, prepared) in prepared {
+            if prepared.is_ok() {
+                self.unanswered.remove(&job.message.txid);
+            }
             match prepared {
-                Prepared::Answer(answer) => {
+                Ok(Prepared::Answer(answer)) => {
                     match answer {
                         Answer::Yes => {
                             self.upkeep.said_yes(job.message.txid, job.message.hash);
@@ -780,15 +781,28 @@ impl<R: Resource> Service<R> {
                     }
                     self.vote(job, answer);
                 }
-                Prepared::Later => later.push(job),
-                Prepared::Fault(fault) => {
+                Ok(Prepared::Later) => {
+                    self.is_full = true;
+                    later.push(job);
+                }
+                Err(unavailable) => {
+                    if !was_silent && self.unanswered.is_empty() {
+                        tell_silence(&unavailable);
+                    }
+                    self.unanswered.insert(job.message.txid);
+                    // Its abort, if that is there, goes first.
+                    later.push(job);
+                }
+                Ok(Prepared::Fault(fault)) => {
                     let (topic, letters) = (self.names.prepares.clone(), self.letters.prepares);
                     let about = incidents::about_prepare(&self.participant, &job.message);
                     self.on_fault(Place { topic, letters, shard: job.shard, offset: job.offset }, about, &fault);
                 }
             }
         }
-        self.is_full |= !later.is_empty();
+        if was_silent && self.unanswered.is_empty() {
+            tell_answers();
+        }
         for job in later.into_iter().rev() {
             self.prepare_queue.push_front(job);
         }

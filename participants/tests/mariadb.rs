@@ -22,7 +22,7 @@ use suture_contract::ids::Deployment;
 use suture_contract::messages::{Prepare, Verdict};
 use suture_participants::config::{Database, ParticipantConfig, ServerSettings};
 use suture_participants::mariadb::MariadbResource;
-use suture_participants::resource::{Effect, Fault, Leftover, OpenError, Opening, Resource, Unavailable};
+use suture_participants::resource::{Effect, Fault, Leftover, OpenError, Opening, Resource};
 use suture_participants_core::branch::{State, Wrong};
 use suture_participants_core::operations::Mode;
 
@@ -134,16 +134,6 @@ async fn connect(url: &str) -> Conn {
 
 async fn execute(connection: &mut Conn, sql: &str) {
     connection.query_iter(sql).await.unwrap().drop_result().await.unwrap();
-}
-
-/// Asks again as the service does.
-async fn until_answered<T, F: Future<Output = Result<T, Unavailable>>>(mut ask: impl FnMut() -> F) -> T {
-    loop {
-        match ask().await {
-            Ok(answer) => return answer,
-            Err(_) => tokio::task::yield_now().await,
-        }
-    }
 }
 
 impl Db {

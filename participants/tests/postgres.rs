@@ -15,7 +15,7 @@ use suture_contract::ids::Deployment;
 use suture_contract::messages::{Prepare, Verdict};
 use suture_participants::config::{Database, ParticipantConfig, ServerSettings};
 use suture_participants::postgres::PostgresResource;
-use suture_participants::resource::{Effect, Fault, Leftover, OpenError, Opening, Prepared, Resource, Unavailable};
+use suture_participants::resource::{Effect, Fault, Leftover, OpenError, Opening, Prepared, Resource};
 use suture_participants_core::branch::{State, Wrong};
 use tokio_postgres::{Client, NoTls};
 
@@ -835,29 +835,18 @@ async fn a_step_that_does_not_parse_any_more_is_a_no() {
         assert_eq!(prepare_one(bank, &before).await, yes());
         assert_eq!(commit(bank, &before).await, Ok(Effect::Finished));
         db.execute("alter table item rename column amount to sum").await;
-        for n in [2, 3] {
-            let branch = put(n, &format!("key-{n}"), &format!("i{n}"), "y", 1);
-            let prepared = answered(async || bank.prepare(vec![Arc::clone(&branch)]).await).await;
-            assert_eq!(code(&prepared[0]), "statement_failed");
+        for ns in [[2, 3], [4, 5]] {
+            let batch = ns.map(|n| put(n, &format!("key-{n}"), &format!("i{n}"), "y", 1)).to_vec();
+            let prepared = until_answered(|| bank.prepare(batch.clone())).await;
+            assert!(prepared.iter().all(|prepared| code(prepared) == "statement_failed"), "{prepared:?}");
             db.kill_connections().await;
         }
-        let batch: Vec<_> = [4, 5].map(|n| put(n, &format!("key-{n}"), &format!("i{n}"), "y", 1)).to_vec();
-        let prepared = answered(async || bank.prepare(batch.clone()).await).await;
-        assert!(prepared.iter().all(|prepared| code(prepared) == "statement_failed"), "{prepared:?}");
         db.execute("alter table item rename column sum to amount").await;
-        assert_eq!(prepare_one(bank, &put(6, "key-6", "i6", "z", 1)).await, yes());
+        let sound = put(6, "key-6", "i6", "z", 1);
+        assert_eq!(until_answered(|| bank.prepare(vec![sound.clone()])).await, [yes()]);
     }
     in_reserve.0.drop_database().await;
     db.drop_database().await;
-}
-
-/// Asks until there is an answer, as the service does: a connection that was killed is noticed when it is used.
-async fn answered<T>(ask: impl AsyncFn() -> Result<T, Unavailable>) -> T {
-    loop {
-        if let Ok(answer) = ask().await {
-            return answer;
-        }
-    }
 }
 
 /// R15: a confirm step that does not parse any more stops its shard, and is done when it parses again.
@@ -869,14 +858,15 @@ async fn a_confirm_that_does_not_parse_any_more_is_a_fault() {
     assert_eq!(prepare_one(&bank, &branch).await, yes());
     db.0.execute("alter table item rename column done to finished").await;
     for _ in 0..2 {
-        let decided = answered(async || bank.commit(vec![decision(&branch, Verdict::Commit)]).await).await;
-        let [Err(Fault::Finish { place, code })] = &decided[..] else { panic!("{decided:?}") };
+        let batch = vec![decision(&branch, Verdict::Commit)];
+        let confirmed = until_answered(|| bank.commit(batch.clone())).await.remove(0);
+        let Err(Fault::Finish { place, code }) = confirmed else { panic!("confirmed") };
         assert_eq!((place.as_str(), code.as_str()), ("operation.put.confirm[1]", "42703"));
         db.0.kill_connections().await;
     }
     db.0.execute("alter table item rename column finished to done").await;
-    let decided = answered(async || bank.commit(vec![decision(&branch, Verdict::Commit)]).await).await;
-    assert_eq!(decided, [Ok(Effect::Finished)]);
+    let batch = vec![decision(&branch, Verdict::Commit)];
+    assert_eq!(until_answered(|| bank.commit(batch.clone())).await, [Ok(Effect::Finished)]);
     assert_eq!(db.number(MONEY).await, 1100);
     db.0.drop_database().await;
 }

@@ -10,16 +10,14 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
 
 use nix::sys::signal::{Signal, raise};
 use suture_contract::messages::{Prepare, Verdict};
 use suture_participants::points::{Place, TABLE, names};
 use suture_participants::resource::{Decided, Effect, Fault, Prepared, Resource, Unavailable};
 use suture_participants_core::branch::Wrong;
-use tokio::time::timeout;
 
-use super::{Bench, MONEY, code, decision, put, yes};
+use super::{Bench, MONEY, code, decision, put, until_answered, yes};
 
 /// Tells the process what to do and where to end.
 const ORDER: &str = "SUTURE_TEST_CRASH";
@@ -32,9 +30,6 @@ const NOWHERE: &str = "nowhere";
 
 /// How often a point is an end in one story.
 const TIMES: usize = 2;
-
-/// Longer than a server needs to notice that a connection is gone.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A database in which a process may end anywhere.
 pub trait Crashes: Bench {
@@ -321,17 +316,4 @@ async fn try_to_decide<R: Resource>(
         Verdict::Commit => bank.commit(batch).await,
         Verdict::Abort => bank.abort(batch).await,
     }
-}
-
-/// As the service asks: a server may not have noticed yet that a connection is gone.
-async fn until_answered<T, F: Future<Output = Result<T, Unavailable>>>(mut ask: impl FnMut() -> F) -> T {
-    let asking = async {
-        loop {
-            if let Ok(answer) = ask().await {
-                return answer;
-            }
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(PATIENCE, asking).await.expect("the database does not answer")
 }

@@ -16,8 +16,12 @@ use std::time::Duration;
 use serde_json::value::RawValue;
 use suture_contract::ids::{Attempt, Deployment, LogLetters, Shard, Txid};
 use suture_contract::messages::{Decision, Prepare, Verdict};
-use suture_participants::resource::{Effect, Fault, Page, Position, Prepared, Resource};
+use suture_participants::resource::{Effect, Fault, Page, Position, Prepared, Resource, Unavailable};
 use suture_participants_core::branch::{Answer, Wrong};
+use tokio::time::timeout;
+
+/// Longer than it takes to notice that a connection is gone.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A database for one test, which can be opened again and again.
 pub trait Bench {
@@ -83,6 +87,19 @@ pub fn code(prepared: &Prepared) -> &str {
         Prepared::Answer(Answer::No(refusal)) => refusal.code.as_str(),
         other => panic!("not a no: {other:?}"),
     }
+}
+
+/// Asks again as the service does: a server, or a client, may not have noticed yet that a connection is gone.
+pub async fn until_answered<T, F: Future<Output = Result<T, Unavailable>>>(mut ask: impl FnMut() -> F) -> T {
+    let asking = async {
+        loop {
+            if let Ok(answer) = ask().await {
+                return answer;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, asking).await.expect("the database does not answer")
 }
 
 pub async fn prepare_one<R: Resource>(resource: &R, prepare: &Arc<Prepare>) -> Prepared {
