@@ -6,12 +6,13 @@
 //! | `suture_positions` | topic, letters, shard | the offset below which all is done |
 //! | `suture_marks` | letters, shard | the offset below which finished rows are purged |
 //! | `suture_audit` | entry | what a person must know, or has settled: the record, and whether it was told |
-//! | `suture_meta` | name | `schema_version`, `ledger_id`, `deployment`, `participant`, `identity_key` |
+//! | `suture_meta` | name | `schema_version`, `ledger_id`, `deployment`, `participant`, `identity_key`; `restoring`, while it is |
 //!
 //! The live key is the business key while the branch is in doubt or committed, else NULL; it is unique, and so is
 //! (business key, attempt). An opened ledger is checked against who opens it.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
 use serde_json::value::RawValue;
 use suture_contract::ids::{Attempt, Code, RequestHash, Txid};
@@ -19,13 +20,49 @@ use suture_contract::messages::Prepare;
 use suture_participants_core::branch::{KeyRow, Refusal, Row, State};
 use suture_participants_core::operations::{self, Mode, Operation, Seed, Values};
 
-use crate::resource::{Fault, OpenError, Opening, SeedError, Unavailable};
+use crate::resource::{Fault, OpenError, Opening, Position, SeedError, Unavailable};
 
 /// The version of the ledger's tables.
 pub const SCHEMA_VERSION: u32 = 2;
 
 /// The row of `suture_meta` that names the ledger.
 pub const LEDGER_ID: &str = "ledger_id";
+
+/// The row of `suture_meta` that is there while the ledger is brought back. It holds the name that the ledger had before.
+pub const RESTORING: &str = "restoring";
+
+/// The name of a ledger, as this process knows it.
+#[derive(Debug, Default)]
+pub(crate) struct LedgerName(Mutex<String>);
+
+impl LedgerName {
+    pub fn new(name: String) -> Self {
+        Self(Mutex::new(name))
+    }
+
+    pub fn get(&self) -> String {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn set(&self, name: String) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = name;
+    }
+}
+
+/// Whether the database went back: the ledger has another name, or less of a position than was seen there.
+pub(crate) fn went_back(
+    (known, found): (&str, Option<&str>),
+    seen: &[Position],
+    stored: impl IntoIterator<Item = Position>,
+) -> bool {
+    let place = |position: Position| ((position.topic, position.letters, position.shard), position.next_offset);
+    let stored: BTreeMap<_, _> = stored.into_iter().map(place).collect();
+    let is_less = |position: &Position| {
+        let (place, offset) = place(position.clone());
+        stored.get(&place).is_none_or(|stored| *stored < offset)
+    };
+    found != Some(known) || seen.iter().any(is_less)
+}
 
 /// Compares the ledger's marks with who opens it. Answers the marks that are still to be written.
 pub fn check_marks(

@@ -5,6 +5,7 @@
 //! - [`service`]: the loop between Kafka and a database;
 //! - `take`: from where a shard is read, and `jobs`: work for the database;
 //! - `upkeep`: what is done now and then, with `seek`, which looks into the logs for it;
+//! - `restore`: a database that went back is brought back;
 //! - [`envelope`]: what is trusted about a record before anything acts on it;
 //! - [`incidents`]: what a person must know, and how he settles it; `alarms`: the service's side of it;
 //! - [`config`]: a participant's TOML file;
@@ -24,13 +25,12 @@
 //! is the ledger's own; the business has its SQL in the configuration.
 //!
 //! Architecture invariant: a branch's effect is durable before its vote, or the offset that acknowledges it, leaves.
-//!
-//! Left out: restore.
 
 pub mod service;
 
 mod clock;
 mod jobs;
+mod restore;
 mod seek;
 mod take;
 mod upkeep;

@@ -30,7 +30,7 @@
 //! Left out: TLS; replicas and Galera (XA does not survive a failover); the age of a branch in doubt, which the list does not
 //! tell.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -45,6 +45,7 @@ use suture_participants_core::doubts::{InDoubt, SeenHash};
 use suture_participants_core::gid::Gid;
 use suture_participants_core::marks::{Candidate, Marks, Purge};
 use suture_participants_core::operations::{self, Mode, Operation, Rows, Values, statement_failed};
+use suture_participants_core::restore::beginning_of_next;
 use suture_participants_core::settle::Unsettled;
 use suture_participants_core::sql;
 use suture_participants_core::values::Value;
@@ -53,7 +54,10 @@ use tokio::time::sleep;
 
 use crate::books::{Dialect, PATIENCE, TextRow, facts_of, facts_text};
 use crate::config::ServerSettings;
-use crate::ledger::{LEDGER_ID, LedgerRow, StoredKeyRow, StoredRow, all_steps, bind_seed, check_marks, check_mode};
+use crate::ledger::{
+    LEDGER_ID, LedgerName, LedgerRow, RESTORING, StoredKeyRow, StoredRow, all_steps, bind_seed, check_marks,
+    check_mode, went_back,
+};
 use crate::needs;
 use crate::points::{Act, around};
 use crate::pool::Dial;
@@ -61,7 +65,7 @@ use crate::purge::purge_page;
 use crate::reserve::{self, Session, Work};
 use crate::resolve::resolve;
 use crate::resource::{
-    Decided, Entry, Fault, Noted, OpenError, Opening, Page, Position, Prepared, Purged, Resolution, SeedError,
+    Decided, Entry, Fault, Noted, OpenError, Opening, Page, Position, Prepared, Purged, Redone, Resolution, SeedError, Stored,
     Unavailable, Which,
 };
 use crate::server::{Opened, Server};
@@ -164,7 +168,8 @@ impl MariadbResource {
         clerk.give_back();
         let held = Arc::new(Held::default());
         tokio::spawn(Held::close_what_stays(Arc::downgrade(&held)));
-        let opened = Opened { mode, settings, owner, operations, seeds, ledger_id };
+        let ledger = LedgerName::new(ledger_id);
+        let opened = Opened { mode, settings, owner, operations, seeds, ledger };
         Ok(Self { opened, workers, deciders, clerks, held })
     }
 }
@@ -542,33 +547,82 @@ impl Server for MariadbResource {
 
     async fn read_positions(&self, topic: String) -> Result<Vec<Position>, Unavailable> {
         let doing = "reading positions";
-        let sql = format!("select letters, shard, next_offset from suture_positions where topic = {}", text(&topic));
+        let sql =
+            format!("select topic, letters, shard, next_offset from suture_positions where topic = {}", text(&topic));
         let mut clerk = self.clerks.lease().await?;
         let rows = query(&mut clerk, &sql).await.map_err(|trouble| trouble.unavailable(doing))?;
         clerk.give_back();
-        let read = |row: &Row| {
-            Some(Position {
-                topic: topic.clone(),
-                letters: column::<String>(row, 0)?.parse().ok()?,
-                shard: Shard(column(row, 1)?),
-                next_offset: column(row, 2)?,
-            })
-        };
-        rows.iter().map(|row| read(row).ok_or_else(|| unreadable(doing))).collect()
+        rows.iter().map(|row| position_of(row).ok_or_else(|| unreadable(doing))).collect()
     }
 
-    async fn write_positions(&self, positions: Vec<Position>) -> Result<(), Unavailable> {
-        if positions.is_empty() {
-            return Ok(());
-        }
-        let mut sql = "insert into suture_positions (topic, letters, shard, next_offset) values ".to_string();
-        for (index, Position { topic, letters, shard, next_offset }) in positions.iter().enumerate() {
-            let comma = if index == 0 { "" } else { ", " };
-            let _ = write!(sql, "{comma}({}, '{letters}', {shard}, {next_offset})", text(topic));
-        }
-        sql.push_str(" on duplicate key update next_offset = greatest(next_offset, values(next_offset))");
+    async fn write_positions(&self, positions: Vec<Position>, seen: Vec<Position>) -> Result<Stored, Unavailable> {
+        let failed = |trouble: Trouble| trouble.unavailable("storing positions");
+        // An error leaves the transaction open; the lease closes the connection then.
         let mut clerk = self.clerks.lease().await?;
-        run(&mut clerk, &sql).await.map_err(|trouble| trouble.unavailable("storing positions"))?;
+        let topics: BTreeSet<&str> = seen.iter().map(|position| position.topic.as_str()).collect();
+        let topics: Vec<String> = topics.into_iter().map(text).collect();
+        // Whoever puts back an older state of these tables must wait for this transaction, or it for him.
+        run(&mut clerk, "start transaction").await.map_err(failed)?;
+        let look = format!(
+            "select p.topic, p.letters, p.shard, p.next_offset, m.value
+             from suture_meta as m left join suture_positions as p on p.topic in ({})
+             where m.name = '{LEDGER_ID}'",
+            if topics.is_empty() { "null".to_string() } else { topics.join(", ") }
+        );
+        let found = query(&mut clerk, &look).await.map_err(failed)?;
+        let name = found.first().and_then(|row| column::<String>(row, 4));
+        let there = found.iter().filter_map(position_of);
+        let stored = if went_back((&self.opened.ledger.get(), name.as_deref()), &seen, there) {
+            Stored::WentBack
+        } else {
+            store(&mut clerk, &positions).await.map_err(failed)?;
+            Stored::All
+        };
+        run(&mut clerk, "commit").await.map_err(failed)?;
+        clerk.give_back();
+        Ok(stored)
+    }
+
+    async fn redo_together(&self, batch: &[Arc<Prepare>]) -> Result<Option<Vec<Redone>>, Unavailable> {
+        let mut session = LocalSession(self.workers.lease().await?);
+        let redone = reserve::redo(&mut session, &self.opened.operations, batch).await?;
+        session.0.give_back();
+        Ok(redone)
+    }
+
+    async fn read_meta(&self) -> Result<BTreeMap<String, String>, Unavailable> {
+        let mut clerk = self.clerks.lease().await?;
+        let meta = read_meta(&mut clerk).await;
+        let meta = meta.map_err(|trouble| trouble.unavailable("reading the ledger's marks"))?;
+        clerk.give_back();
+        Ok(meta)
+    }
+
+    async fn rename(&self, from: &str) -> Result<(), Unavailable> {
+        let failed = |trouble: Trouble| trouble.unavailable("renaming the ledger");
+        let mut clerk = self.clerks.lease().await?;
+        run(&mut clerk, "start transaction; savepoint batch").await.map_err(failed)?;
+        let rename = format!(
+            "update suture_meta set value = concat({}, left(sha2(concat(uuid(), rand()), 256), 8))
+             where name = '{LEDGER_ID}' and value = {}",
+            text(&beginning_of_next(from)),
+            text(from)
+        );
+        let Landed { rows, trouble } = send(&mut clerk, &[rename]).await;
+        trouble.map_or(Ok(()), Err).map_err(failed)?;
+        if rows == [1] {
+            let mark = format!("replace into suture_meta values ('{RESTORING}', {})", text(from));
+            run(&mut clerk, &mark).await.map_err(failed)?;
+        }
+        run(&mut clerk, "release savepoint batch; commit").await.map_err(failed)?;
+        clerk.give_back();
+        Ok(())
+    }
+
+    async fn unmark(&self) -> Result<(), Unavailable> {
+        let mut clerk = self.clerks.lease().await?;
+        let unmark = format!("delete from suture_meta where name = '{RESTORING}'");
+        run(&mut clerk, &unmark).await.map_err(|trouble| trouble.unavailable("ending the restore"))?;
         clerk.give_back();
         Ok(())
     }
@@ -660,6 +714,29 @@ impl Server for MariadbResource {
         clerk.give_back();
         Ok(inserted)
     }
+}
+
+/// A position whose columns come first. `None`, if it has none, or cannot be read.
+fn position_of(row: &Row) -> Option<Position> {
+    Some(Position {
+        topic: column(row, 0)?,
+        letters: column::<String>(row, 1)?.parse().ok()?,
+        shard: Shard(column(row, 2)?),
+        next_offset: column(row, 3)?,
+    })
+}
+
+async fn store(clerk: &mut Conn, positions: &[Position]) -> Result<(), Trouble> {
+    if positions.is_empty() {
+        return Ok(());
+    }
+    let mut sql = "insert into suture_positions (topic, letters, shard, next_offset) values ".to_string();
+    for (index, Position { topic, letters, shard, next_offset }) in positions.iter().enumerate() {
+        let comma = if index == 0 { "" } else { ", " };
+        let _ = write!(sql, "{comma}({}, '{letters}', {shard}, {next_offset})", text(topic));
+    }
+    sql.push_str(" on duplicate key update next_offset = greatest(next_offset, values(next_offset))");
+    run(clerk, &sql).await
 }
 
 // ---- the ledger ------------------------------------------------------------------------------------------------------
@@ -829,6 +906,11 @@ async fn prepare_ledger(clerk: &mut Conn, opening: &Opening) -> Result<String, O
     }
     let found = facts_of(texts(clerk, reading, READ_MARKS).await?);
     found.get(LEDGER_ID).cloned().ok_or_else(|| unreadable("creating the ledger").into())
+}
+
+async fn read_meta(clerk: &mut Conn) -> Result<BTreeMap<String, String>, Trouble> {
+    let rows = query(clerk, "select name, value from suture_meta").await?;
+    Ok(rows.iter().filter_map(|row| Some((column(row, 0)?, column(row, 1)?))).collect())
 }
 
 // ---- connections -----------------------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ use crate::config::{Database, ParticipantConfig};
 use crate::mariadb::MariadbResource;
 use crate::postgres::PostgresResource;
 use crate::resource::{
-    Batching, Decided, Entry, Leftover, Noted, OpenError, Opening, Page, Position, Prepared, Purged, Resolution,
-    Resource, SeedError, Unavailable, Which,
+    Batching, Decided, Entry, Leftover, Noted, OpenError, Opening, Page, Position, Prepared, Purged, Redone, Resolution,
+    Resource, SeedError, Stored, Unavailable, Which,
 };
 use crate::sqlite::SqliteResource;
 
@@ -75,7 +75,7 @@ impl OpenedResource {
 }
 
 impl Resource for OpenedResource {
-    fn ledger_id(&self) -> &str {
+    fn ledger_id(&self) -> String {
         match self {
             Self::Sqlite(resource) => resource.ledger_id(),
             Self::Postgres(resource) => resource.ledger_id(),
@@ -155,11 +155,43 @@ impl Resource for OpenedResource {
         }
     }
 
-    async fn store_positions(&self, positions: Vec<Position>) -> Result<(), Unavailable> {
+    async fn store_positions(&self, positions: Vec<Position>, seen: Vec<Position>) -> Result<Stored, Unavailable> {
         match self {
-            Self::Sqlite(resource) => resource.store_positions(positions).await,
-            Self::Postgres(resource) => resource.store_positions(positions).await,
-            Self::Mariadb(resource) => resource.store_positions(positions).await,
+            Self::Sqlite(resource) => resource.store_positions(positions, seen).await,
+            Self::Postgres(resource) => resource.store_positions(positions, seen).await,
+            Self::Mariadb(resource) => resource.store_positions(positions, seen).await,
+        }
+    }
+
+    async fn redo(&self, batch: Vec<Arc<Prepare>>) -> Result<Option<Vec<Redone>>, Unavailable> {
+        match self {
+            Self::Sqlite(resource) => resource.redo(batch).await,
+            Self::Postgres(resource) => resource.redo(batch).await,
+            Self::Mariadb(resource) => resource.redo(batch).await,
+        }
+    }
+
+    async fn is_restoring(&self) -> Result<bool, Unavailable> {
+        match self {
+            Self::Sqlite(resource) => resource.is_restoring().await,
+            Self::Postgres(resource) => resource.is_restoring().await,
+            Self::Mariadb(resource) => resource.is_restoring().await,
+        }
+    }
+
+    async fn begin_restore(&self) -> Result<(), Unavailable> {
+        match self {
+            Self::Sqlite(resource) => resource.begin_restore().await,
+            Self::Postgres(resource) => resource.begin_restore().await,
+            Self::Mariadb(resource) => resource.begin_restore().await,
+        }
+    }
+
+    async fn end_restore(&self) -> Result<(), Unavailable> {
+        match self {
+            Self::Sqlite(resource) => resource.end_restore().await,
+            Self::Postgres(resource) => resource.end_restore().await,
+            Self::Mariadb(resource) => resource.end_restore().await,
         }
     }
 

@@ -18,7 +18,7 @@
 //!
 //! Left out: TLS, standbys (an asynchronous one loses yes votes when it is promoted).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +32,7 @@ use suture_participants_core::doubts::{InDoubt, SeenHash};
 use suture_participants_core::gid::{Gid, Owner};
 use suture_participants_core::marks::{Candidate, Marks, Purge};
 use suture_participants_core::operations::{self, Operation, Rows, Values, statement_failed};
+use suture_participants_core::restore::beginning_of_next;
 use suture_participants_core::settle::Unsettled;
 use suture_participants_core::sql;
 use suture_participants_core::values::{Kind, Value};
@@ -44,7 +45,9 @@ use tokio_postgres::{AsyncMessage, Client, Error, NoTls, SimpleQueryMessage, Sta
 use crate::books::{Dialect, PATIENCE, TextRow, facts_of};
 use crate::config::ServerSettings;
 use crate::flights::{InFlight, in_order};
-use crate::ledger::{LEDGER_ID, LedgerRow, StoredKeyRow, StoredRow, all_steps, bind_seed, check_mode};
+use crate::ledger::{
+    LEDGER_ID, LedgerName, LedgerRow, RESTORING, StoredKeyRow, StoredRow, all_steps, bind_seed, check_mode, went_back,
+};
 use crate::needs;
 use crate::points::{Act, around};
 use crate::pool::Dial;
@@ -52,7 +55,7 @@ use crate::purge::purge_page;
 use crate::reserve::{self, Session, Work};
 use crate::resolve::resolve;
 use crate::resource::{
-    Decided, Entry, Fault, Noted, OpenError, Opening, Page, Position, Prepared, Purged, Resolution, SeedError,
+    Decided, Entry, Fault, Noted, OpenError, Opening, Page, Position, Prepared, Purged, Redone, Resolution, SeedError, Stored,
     Unavailable, Which,
 };
 use crate::server::{Opened, Server};
@@ -122,7 +125,8 @@ impl PostgresResource {
             check_statement(&mut clerk, step).await?;
         }
         clerk.give_back();
-        let opened = Opened { mode, settings, owner, operations, seeds, ledger_id };
+        let ledger = LedgerName::new(ledger_id);
+        let opened = Opened { mode, settings, owner, operations, seeds, ledger };
         Ok(Self { opened, workers, deciders, clerks })
     }
 }
@@ -542,23 +546,20 @@ impl Server for PostgresResource {
     async fn read_positions(&self, topic: String) -> Result<Vec<Position>, Unavailable> {
         let doing = "reading positions";
         let clerk = self.clerks.lease().await?;
-        let sql = "select letters, shard, next_offset from suture_positions where topic = $1";
+        let sql = "select topic, letters, shard, next_offset from suture_positions where topic = $1";
         let rows = clerk.client.query(sql, &[&topic]).await.map_err(|error| unavailable(doing, &error))?;
         clerk.give_back();
-        let read = |row: &tokio_postgres::Row| {
-            Some(Position {
-                topic: topic.clone(),
-                letters: row.get::<_, &str>(0).parse().ok()?,
-                shard: Shard(u16::try_from(row.get::<_, i32>(1)).ok()?),
-                next_offset: u64::try_from(row.get::<_, i64>(2)).ok()?,
-            })
-        };
-        rows.iter().map(|row| read(row).ok_or_else(|| Unavailable::new(doing, "a row cannot be read"))).collect()
+        rows.iter().map(|row| position_of(row).ok_or_else(|| Unavailable::new(doing, "a row cannot be read"))).collect()
     }
 
-    async fn write_positions(&self, positions: Vec<Position>) -> Result<(), Unavailable> {
+    async fn write_positions(&self, positions: Vec<Position>, seen: Vec<Position>) -> Result<Stored, Unavailable> {
         let failed = |error: Error| unavailable("storing positions", &error);
+        // An error leaves the transaction open; the lease closes the connection then.
         let mut clerk = self.clerks.lease().await?;
+        let look_sql = "select p.topic, p.letters, p.shard, p.next_offset, name.value
+                        from (select value from suture_meta where name = $1) as name
+                        left join suture_positions as p on p.topic = any($2)";
+        let look = clerk.statement(look_sql, &[Type::TEXT, Type::TEXT_ARRAY]).await.map_err(failed)?;
         let sql = "insert into suture_positions (topic, letters, shard, next_offset)
                    select * from unnest($1, $2, $3, $4)
                    on conflict (topic, letters, shard)
@@ -566,11 +567,69 @@ impl Server for PostgresResource {
         let texts = Type::TEXT_ARRAY;
         let types = [texts.clone(), texts, Type::INT4_ARRAY, Type::INT8_ARRAY];
         let store = clerk.statement(sql, &types).await.map_err(failed)?;
+        let topics: BTreeSet<&str> = seen.iter().map(|position| position.topic.as_str()).collect();
+        let topics: Vec<&str> = topics.into_iter().collect();
+        let parameters: [&(dyn ToSql + Sync); 2] = [&LEDGER_ID, &topics];
+        let client = &clerk.client;
+        // Whoever puts back an older state of these tables must wait for this transaction, or it for him.
+        let (begun, found) = tokio::join!(biased; client.batch_execute("begin"), client.query(&look, &parameters));
+        begun.map_err(failed)?;
+        let found = found.map_err(failed)?;
+        let name = found.first().map(|row| row.get::<_, &str>(4));
+        let there = found.iter().filter_map(position_of);
+        if went_back((&self.opened.ledger.get(), name), &seen, there) {
+            client.batch_execute("rollback").await.map_err(failed)?;
+            clerk.give_back();
+            return Ok(Stored::WentBack);
+        }
         let topics: Vec<&str> = positions.iter().map(|position| position.topic.as_str()).collect();
         let letters: Vec<&str> = positions.iter().map(|position| position.letters.as_str()).collect();
         let shards: Vec<i32> = positions.iter().map(|position| i32::from(position.shard.0)).collect();
         let offsets: Vec<i64> = positions.iter().map(|position| position.next_offset.cast_signed()).collect();
-        clerk.client.execute(&store, &[&topics, &letters, &shards, &offsets]).await.map_err(failed)?;
+        let parameters: [&(dyn ToSql + Sync); 4] = [&topics, &letters, &shards, &offsets];
+        // A commit of what has failed answers ROLLBACK without an error, but then the statement before it had one.
+        let (stored, committed) =
+            tokio::join!(biased; client.execute(&store, &parameters), client.batch_execute("commit"));
+        stored.map_err(failed)?;
+        committed.map_err(failed)?;
+        clerk.give_back();
+        Ok(Stored::All)
+    }
+
+    async fn redo_together(&self, batch: &[Arc<Prepare>]) -> Result<Option<Vec<Redone>>, Unavailable> {
+        let mut session = self.session(&self.workers, self.opened.settings.lock_timeout).await?;
+        let redone = reserve::redo(&mut session, &self.opened.operations, batch).await?;
+        session.lease.give_back();
+        Ok(redone)
+    }
+
+    async fn read_meta(&self) -> Result<BTreeMap<String, String>, Unavailable> {
+        let clerk = self.clerks.lease().await?;
+        let meta = read_meta(&clerk.client).await;
+        let meta = meta.map_err(|error| unavailable("reading the ledger's marks", &error))?;
+        clerk.give_back();
+        Ok(meta)
+    }
+
+    async fn rename(&self, from: &str) -> Result<(), Unavailable> {
+        let failed = |error: Error| unavailable("renaming the ledger", &error);
+        let clerk = self.clerks.lease().await?;
+        let rename = format!(
+            "with renamed as (
+                 update suture_meta set value = $2 || left(gen_random_uuid()::text, 8)
+                 where name = '{LEDGER_ID}' and value = $1 returning 1)
+             insert into suture_meta select '{RESTORING}', $1 from renamed
+             on conflict (name) do update set value = excluded.value"
+        );
+        clerk.client.execute(&rename, &[&from, &beginning_of_next(from)]).await.map_err(failed)?;
+        clerk.give_back();
+        Ok(())
+    }
+
+    async fn unmark(&self) -> Result<(), Unavailable> {
+        let failed = |error: Error| unavailable("ending the restore", &error);
+        let clerk = self.clerks.lease().await?;
+        clerk.client.execute("delete from suture_meta where name = $1", &[&RESTORING]).await.map_err(failed)?;
         clerk.give_back();
         Ok(())
     }
@@ -648,6 +707,16 @@ impl Server for PostgresResource {
         clerk.give_back();
         Ok(inserted)
     }
+}
+
+/// A position whose columns come first. `None`, if it has none, or cannot be read.
+fn position_of(row: &tokio_postgres::Row) -> Option<Position> {
+    Some(Position {
+        topic: row.get::<_, Option<String>>(0)?,
+        letters: row.get::<_, &str>(1).parse().ok()?,
+        shard: Shard(u16::try_from(row.get::<_, i32>(2)).ok()?),
+        next_offset: u64::try_from(row.get::<_, i64>(3)).ok()?,
+    })
 }
 
 async fn insert_seed(clerk: &mut Lease<'_>, step: &operations::Step, values: &Values) -> Result<u64, SeedError> {
@@ -755,6 +824,11 @@ async fn prepare_ledger(client: &Client, opening: &Opening) -> Result<String, Op
     let found = facts_of(texts(client, doing, READ_MARKS).await?);
     let unnamed = || Unavailable::new("creating the ledger", "its name cannot be read").into();
     found.get(LEDGER_ID).cloned().ok_or_else(unnamed)
+}
+
+async fn read_meta(client: &Client) -> Result<BTreeMap<String, String>, Error> {
+    let rows = client.query("select name, value from suture_meta", &[]).await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 // ---- connections -----------------------------------------------------------------------------------------------------

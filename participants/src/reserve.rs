@@ -4,6 +4,7 @@
 //! prepare   BEGIN; look at the txids and keys; a branch: SAVEPOINT, ledger row `in_doubt`, the reserve steps;  COMMIT: yes
 //! commit    BEGIN; look, locking;              a branch: SAVEPOINT, the confirm steps, `committed`;            COMMIT: done
 //! abort     the same with the cancel steps and `aborted`
+//! redo      BEGIN;                             a branch: SAVEPOINT, ledger row `committed`, the reserve and the confirm steps; COMMIT
 //! ```
 //!
 //! - A batch is one local transaction. A branch that fails is rolled back to its savepoint and refused; the others stay.
@@ -31,7 +32,7 @@ use suture_participants_core::operations::{self, Operation, Values, statement_fa
 
 use crate::ledger::{LedgerRow, StoredKeyRow, StoredRow, bind_branch};
 use crate::points::{Act, around};
-use crate::resource::{Decided, Effect, Entry, Fault, Prepared, Unavailable};
+use crate::resource::{Decided, Effect, Entry, Fault, Prepared, Redone, Unavailable};
 use crate::trouble::{Blame, Landed, Trouble, busy};
 
 /// How often a branch is looked at anew that another session has.
@@ -493,6 +494,68 @@ async fn note_abort<S: Session>(session: &mut S, decision: &Decision) -> Result<
         // Its prepare, in another session: the next look shows it.
         Some(trouble) => Err(trouble.unavailable("noting an abort").into()),
     }
+}
+
+// ---- redo ------------------------------------------------------------------------------------------------------------
+
+/// Runs and commits, in order, branches that are decided already: in either mode, for none of them is in doubt for a moment. See
+/// [`Resource::redo`](crate::resource::Resource::redo).
+pub(crate) async fn redo<S: Session>(
+    session: &mut S,
+    operations: &Operations,
+    batch: &[Arc<Prepare>],
+) -> Result<Option<Vec<Redone>>, Unavailable> {
+    match redo_together(session, operations, batch).await {
+        Ok(redone) => Ok(Some(redone)),
+        Err(Broken::Unavailable(unavailable) | Broken::Blocked(unavailable)) => Err(unavailable),
+        Err(Broken::Batch(code)) => Ok((batch.len() == 1).then(|| vec![Redone::Failed(code)])),
+    }
+}
+
+async fn redo_together<S: Session>(
+    session: &mut S,
+    operations: &Operations,
+    batch: &[Arc<Prepare>],
+) -> Result<Vec<Redone>, Broken> {
+    let doing = "doing commits again";
+    around(Act::Begin, session.begin()).await.map_err(|trouble| trouble.unavailable(doing))?;
+    let mut redone = Vec::with_capacity(batch.len());
+    for prepare in batch {
+        match redo_one(session, operations, prepare).await {
+            Ok(one) => redone.push(one),
+            Err(broken) => return give_up(session, broken).await,
+        }
+    }
+    commit(session, doing).await?;
+    Ok(redone)
+}
+
+async fn redo_one<S: Session>(session: &mut S, operations: &Operations, prepare: &Prepare) -> Result<Redone, Broken> {
+    let (operation, values) = match bind_branch(operations, prepare) {
+        Ok(bound) => bound,
+        Err(refusal) => return Ok(Redone::Failed(refusal.code)),
+    };
+    let row = LedgerRow::of(prepare, State::Committed, None);
+    let own_values = Operation::bind_txid(&prepare.txid);
+    let mut work = vec![Work::Insert(&row)];
+    work.extend(operation.prepare.iter().map(|step| Work::Step(step, &values)));
+    work.extend(operation.confirm.iter().map(|step| Work::Step(step, &own_values)));
+    let Landed { rows, trouble } = session.branch(&work).await;
+    let Some((_, rows)) = rows.split_first() else {
+        // The row is there, or its key is another one's: a branch in doubt that is to be decided, or somebody at it.
+        return met(session, trouble).await.map(|_| Redone::Failed(busy()));
+    };
+    let (prepared, confirmed) = rows.split_at(rows.len().min(operation.prepare.len()));
+    let has_confirmed = prepared.len() == operation.prepare.len();
+    let (of_prepare, of_confirm) = if has_confirmed { (None, trouble) } else { (trouble, None) };
+    let failed = match first_failed(&operation.prepare, prepared, of_prepare)? {
+        None if has_confirmed => first_failed(&operation.confirm, confirmed, of_confirm)?,
+        failed => failed,
+    };
+    let Some(Failed { step, code, cause }) = failed else { return Ok(Redone::Done) };
+    undo(session, &code).await?;
+    tracing::debug!(txid = %prepare.txid, %code, place = step.place, cause, "not done again");
+    Ok(Redone::Failed(code))
 }
 
 // ---- local transactions ----------------------------------------------------------------------------------------------

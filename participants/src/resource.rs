@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::value::RawValue;
-use suture_contract::ids::{BusinessKey, LogLetters, Shard, Txid};
+use suture_contract::ids::{BusinessKey, Code, LogLetters, Shard, Txid};
 use suture_contract::messages::{Decision, Prepare};
 use suture_participants_core::branch::{Answer, State, Violation};
 use suture_participants_core::doubts::InDoubt;
@@ -31,8 +31,9 @@ use time::OffsetDateTime;
 
 /// A database that takes part in transactions.
 pub trait Resource: Send + Sync + 'static {
-    /// The name of this ledger, made when it was created. Stands beside every acknowledgement.
-    fn ledger_id(&self) -> &str;
+    /// The name of this ledger, made when it was created, and anew each time it is brought back. Stands beside every
+    /// acknowledgement.
+    fn ledger_id(&self) -> String;
 
     /// What to hand over at once.
     fn batching(&self) -> Batching;
@@ -67,8 +68,28 @@ pub trait Resource: Send + Sync + 'static {
     /// All positions that were ever stored for a topic.
     fn load_positions(&self, topic: String) -> impl Future<Output = Result<Vec<Position>, Unavailable>> + Send;
 
-    /// Stores positions, in a local transaction of their own. A stored position never goes back.
-    fn store_positions(&self, positions: Vec<Position>) -> impl Future<Output = Result<(), Unavailable>> + Send;
+    /// Stores positions, in a local transaction of their own. A stored position never goes back: if one of those that the
+    /// caller has `seen` there does, or the ledger has another name than this resource knows, nothing is stored.
+    fn store_positions(
+        &self,
+        positions: Vec<Position>,
+        seen: Vec<Position>,
+    ) -> impl Future<Output = Result<Stored, Unavailable>> + Send;
+
+    /// Runs and commits branches whose commit is decided already, in order and in one local transaction, whatever the mode. One
+    /// that fails leaves nothing. One answer each, in order; `None`: nothing was done, for they do not go together; ask for
+    /// one after the other.
+    fn redo(&self, batch: Vec<Arc<Prepare>>) -> impl Future<Output = Result<Option<Vec<Redone>>, Unavailable>> + Send;
+
+    /// Whether the ledger is being brought back: it was begun, and has not ended.
+    fn is_restoring(&self) -> impl Future<Output = Result<bool, Unavailable>> + Send;
+
+    /// Begins to bring the ledger back: it takes a new name of the same stem, unless it had another one than this resource knows,
+    /// and somebody else has begun it, or even ended it.
+    fn begin_restore(&self) -> impl Future<Output = Result<(), Unavailable>> + Send;
+
+    /// The ledger is brought back.
+    fn end_restore(&self) -> impl Future<Output = Result<(), Unavailable>> + Send;
 
     /// What became of these branches; one that is prepared is in doubt, whatever else the ledger says.
     fn states(&self, txids: Vec<Txid>) -> impl Future<Output = Result<BTreeMap<Txid, State>, Unavailable>> + Send;
@@ -116,6 +137,24 @@ pub enum Prepared {
     Later,
     /// The shard stops.
     Fault(Fault),
+}
+
+/// What became of a commit that is done again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Redone {
+    /// Its effect and its row are durable.
+    Done,
+    /// It has no effect and no row. What it builds on may still come.
+    Failed(Code),
+}
+
+/// What became of positions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// Durable.
+    All,
+    /// Nothing was stored: the database went back behind what was stored there before.
+    WentBack,
 }
 
 /// What a decision did.

@@ -13,9 +13,9 @@ use suture_participants_core::operations::{Mode, Operation, Seed};
 use suture_participants_core::settle::Unsettled;
 
 use crate::config::ServerSettings;
-use crate::ledger::{StoredRow, states_of};
+use crate::ledger::{LEDGER_ID, LedgerName, RESTORING, StoredRow, states_of};
 use crate::resource::{
-    Batching, Decided, Entry, Leftover, Noted, Page, Position, Prepared, Purged, Resolution, Resource, SeedError,
+    Batching, Decided, Entry, Leftover, Noted, Page, Position, Prepared, Purged, Redone, Resolution, Resource, SeedError, Stored,
     Unavailable, Which,
 };
 use crate::trouble::within;
@@ -28,7 +28,7 @@ pub(crate) struct Opened {
     pub owner: Owner,
     pub operations: BTreeMap<String, Operation>,
     pub seeds: BTreeMap<String, Seed>,
-    pub ledger_id: String,
+    pub ledger: LedgerName,
 }
 
 /// A database behind a server: its two modes, and what the service asks besides.
@@ -56,7 +56,26 @@ pub(crate) trait Server: Branches + Send + 'static {
     fn read_positions(&self, topic: String) -> impl Future<Output = Result<Vec<Position>, Unavailable>> + Send;
 
     /// See [`Resource::store_positions`].
-    fn write_positions(&self, positions: Vec<Position>) -> impl Future<Output = Result<(), Unavailable>> + Send;
+    fn write_positions(
+        &self,
+        positions: Vec<Position>,
+        seen: Vec<Position>,
+    ) -> impl Future<Output = Result<Stored, Unavailable>> + Send;
+
+    /// See [`Resource::redo`].
+    fn redo_together(
+        &self,
+        batch: &[Arc<Prepare>],
+    ) -> impl Future<Output = Result<Option<Vec<Redone>>, Unavailable>> + Send;
+
+    /// The ledger's marks.
+    fn read_meta(&self) -> impl Future<Output = Result<BTreeMap<String, String>, Unavailable>> + Send;
+
+    /// Renames the ledger and marks it as being restored, if it has this name.
+    fn rename(&self, from: &str) -> impl Future<Output = Result<(), Unavailable>> + Send;
+
+    /// Takes the mark away.
+    fn unmark(&self) -> impl Future<Output = Result<(), Unavailable>> + Send;
 
     /// The ledger's rows.
     fn ledger_rows(
@@ -88,8 +107,8 @@ pub(crate) trait Server: Branches + Send + 'static {
 }
 
 impl<S: Server> Resource for S {
-    fn ledger_id(&self) -> &str {
-        &self.opened().ledger_id
+    fn ledger_id(&self) -> String {
+        self.opened().ledger.get()
     }
 
     /// In mode xa one after the other: a branch may wait for the decision of the one before it.
@@ -156,8 +175,30 @@ impl<S: Server> Resource for S {
         within(self.opened().settings.patience(), "reading positions", self.read_positions(topic)).await
     }
 
-    async fn store_positions(&self, positions: Vec<Position>) -> Result<(), Unavailable> {
-        within(self.opened().settings.patience(), "storing positions", self.write_positions(positions)).await
+    async fn store_positions(&self, positions: Vec<Position>, seen: Vec<Position>) -> Result<Stored, Unavailable> {
+        within(self.opened().settings.patience(), "storing positions", self.write_positions(positions, seen)).await
+    }
+
+    async fn redo(&self, batch: Vec<Arc<Prepare>>) -> Result<Option<Vec<Redone>>, Unavailable> {
+        within(self.opened().settings.patience(), "doing commits again", self.redo_together(&batch)).await
+    }
+
+    async fn is_restoring(&self) -> Result<bool, Unavailable> {
+        let meta = within(self.opened().settings.patience(), "reading the ledger's marks", self.read_meta()).await?;
+        Ok(meta.contains_key(RESTORING))
+    }
+
+    async fn begin_restore(&self) -> Result<(), Unavailable> {
+        let (doing, patience) = ("renaming the ledger", self.opened().settings.patience());
+        within(patience, doing, self.rename(&self.opened().ledger.get())).await?;
+        let mut meta = within(patience, doing, self.read_meta()).await?;
+        let name = meta.remove(LEDGER_ID).ok_or_else(|| Unavailable::new(doing, "its name cannot be read"))?;
+        self.opened().ledger.set(name);
+        Ok(())
+    }
+
+    async fn end_restore(&self) -> Result<(), Unavailable> {
+        within(self.opened().settings.patience(), "ending the restore", self.unmark()).await
     }
 
     async fn states(&self, txids: Vec<Txid>) -> Result<BTreeMap<Txid, State>, Unavailable> {

@@ -29,7 +29,8 @@
 //! One task owns all state. It selects one event, changes the state, and starts what follows as a job; a job only asks
 //! the database, and its end is an event again.
 //!
-//! Left out: restore.
+//! - **A database that went back** is brought back before the group is joined (`restore`). One that goes back while we run ends
+//!   the service before a position is stored over the one that tells it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -60,7 +61,8 @@ use crate::envelope::{Read, read_decision, read_prepare};
 use crate::incidents::{self, Place};
 use crate::jobs::{Job, decide, prepare, tell_answers, tell_silence, until_answered};
 use crate::points::{Act, after, around, before};
-use crate::resource::{Batching, Decided, Effect, Fault, Position, Prepared, Resource, Unavailable};
+use crate::resource::{Batching, Decided, Effect, Fault, Position, Prepared, Resource, Stored, Unavailable};
+use crate::restore::bring_back;
 use crate::seek::Seeker;
 use crate::take::{Letters, Names, Taken, blocking, lag, look_at_topics, look_up, refuse_foreign};
 use crate::upkeep::{Found, Live, Upkeep};
@@ -117,6 +119,15 @@ pub enum ServiceError {
         /// Which.
         txids: Vec<Txid>,
     },
+    /// The database was restored while we ran.
+    #[error(
+        "the database went back behind what this process has stored there, or another process has brought its ledger back: it \
+         was restored meanwhile; start again, and what is missing is brought back"
+    )]
+    WentBack,
+    /// It cannot be brought back as things are.
+    #[error("the database went back and is not brought back yet: {0}; start again then")]
+    Restore(String),
     /// At the end at least one shard was stopped.
     #[error("{0} shard(s) had stopped; their errors are in the log above")]
     StoppedShards(usize),
@@ -138,6 +149,7 @@ pub async fn run<R: Resource>(
     let looking = async {
         let letters = look_at_topics(&probe, &names, kafka.partitions).await?;
         refuse_foreign(&*resource, &names, &letters).await?;
+        bring_back(kafka, participant, &*resource, &probe, &names, letters).await?;
         Ok::<_, ServiceError>(letters)
     };
     let letters = tokio::select! {
@@ -201,6 +213,7 @@ pub async fn run<R: Resource>(
         take_jobs: JoinSet::new(),
         takes: 0,
         store_job: JoinSet::new(),
+        is_look_due: false,
         commit_job: JoinSet::new(),
         summary_job: JoinSet::new(),
         votes: HashMap::new(),
@@ -271,7 +284,9 @@ struct Service<R> {
     take_jobs: JoinSet<(u64, Result<Vec<Taken>, ServiceError>)>,
     /// Counts takes, so that an answer to an old one is known.
     takes: u64,
-    store_job: JoinSet<Vec<Position>>,
+    store_job: JoinSet<(Vec<Position>, Stored)>,
+    /// Whether to look for the stored positions even if none is to be stored.
+    is_look_due: bool,
     commit_job: JoinSet<(Vec<Commit>, Result<(), CommitError>)>,
     summary_job: JoinSet<()>,
     /// Votes whose append is not acknowledged, by token.
@@ -351,7 +366,7 @@ impl<R: Resource> Service<R> {
                 Some(decided) = self.decision_job.join_next() => self.on_decided(decided.map_err(|_| ServiceError::Job)?),
                 Some(prepared) = self.prepare_jobs.join_next() => self.on_prepared(prepared.map_err(|_| ServiceError::Job)?),
                 Some(taken) = self.take_jobs.join_next() => self.on_taken(taken.map_err(|_| ServiceError::Job)?)?,
-                Some(stored) = self.store_job.join_next() => self.on_stored(stored.map_err(|_| ServiceError::Job)?),
+                Some(stored) = self.store_job.join_next() => self.on_stored(stored.map_err(|_| ServiceError::Job)?)?,
                 Some(committed) = self.commit_job.join_next() => {
                     self.on_committed(committed.map_err(|_| ServiceError::Job)?)?;
                 }
@@ -365,7 +380,10 @@ impl<R: Resource> Service<R> {
                     self.upkeep.tick(&self.resource, &self.live());
                 }
                 Some(look) = self.alarms.looked() => self.on_look(look.map_err(|_| ServiceError::Job)?),
-                _ = lines.tick() => self.look_at_lines(),
+                _ = lines.tick() => {
+                    self.is_look_due = true;
+                    self.look_at_lines();
+                }
                 _ = incidents.tick() => self.look_at_incidents(),
                 _ = summary.tick() => self.summarise(),
             }
@@ -414,8 +432,8 @@ impl<R: Resource> Service<R> {
         for shard in &shards {
             let state = ShardState {
                 phase: Phase::Taking(self.takes),
-                prepares: Track::starting_at(0),
-                decisions: Track::starting_at(0),
+                prepares: Track::starting_at(0, None),
+                decisions: Track::starting_at(0, None),
             };
             self.shards.insert(*shard, state);
         }
@@ -434,8 +452,9 @@ impl<R: Resource> Service<R> {
                 self.lines.was_there(txid);
                 self.alarms.was_there(txid);
             }
-            state.prepares = Track { skips: taken.skipped_prepares, ..Track::starting_at(taken.prepares) };
-            state.decisions = Track { skips: taken.skipped_decisions, ..Track::starting_at(taken.decisions) };
+            let (prepares, decisions) = taken.stored;
+            state.prepares = Track { skips: taken.skipped_prepares, ..Track::starting_at(taken.prepares, prepares) };
+            state.decisions = Track { skips: taken.skipped_decisions, ..Track::starting_at(taken.decisions, decisions) };
             if let Some(problem) = taken.problem {
                 self.stop(shard, None, &problem);
                 continue;
@@ -928,7 +947,7 @@ impl<R: Resource> Service<R> {
         if !self.store_job.is_empty() || !self.commit_job.is_empty() {
             return;
         }
-        let mut rows = Vec::new();
+        let (mut rows, mut seen) = (Vec::new(), Vec::new());
         for (&shard, state) in &self.shards {
             if matches!(state.phase, Phase::Taking(_)) {
                 continue;
@@ -938,29 +957,36 @@ impl<R: Resource> Service<R> {
                 (&self.names.decisions, self.letters.decisions, &state.decisions),
             ];
             for (topic, letters, track) in logs {
+                let at = |next_offset| Position { topic: topic.clone(), letters, shard, next_offset };
+                seen.extend(track.stored.map(at));
                 let next_offset = track.progress.position();
                 if track.stored != Some(next_offset) {
-                    rows.push(Position { topic: topic.clone(), letters, shard, next_offset });
+                    rows.push(at(next_offset));
                 }
             }
         }
-        if rows.is_empty() {
+        if rows.is_empty() && !std::mem::take(&mut self.is_look_due) {
             return self.commit_positions();
         }
         let resource = Arc::clone(&self.resource);
         self.store_job.spawn(async move {
-            around(Act::StorePositions, until_answered(|| resource.store_positions(rows.clone()))).await;
-            rows
+            let storing = until_answered(|| resource.store_positions(rows.clone(), seen.clone()));
+            let stored = around(Act::StorePositions, storing).await;
+            (rows, stored)
         });
     }
 
-    fn on_stored(&mut self, rows: Vec<Position>) {
+    fn on_stored(&mut self, (rows, stored): (Vec<Position>, Stored)) -> Result<(), ServiceError> {
+        if stored == Stored::WentBack {
+            return Err(ServiceError::WentBack);
+        }
         for Position { topic, shard, next_offset, .. } in rows {
             if let Some(track) = self.track_of(&topic, shard) {
                 track.stored = Some(next_offset);
             }
         }
         self.commit_positions();
+        Ok(())
     }
 
     /// The group's offset follows the row, with the ledger's id: that is the acknowledgement.
@@ -970,7 +996,7 @@ impl<R: Resource> Service<R> {
             let logs = [(&self.names.prepares, &state.prepares), (&self.names.decisions, &state.decisions)];
             for (topic, track) in logs {
                 if let Some(offset) = track.stored.filter(|_| track.committed != track.stored) {
-                    let metadata = self.resource.ledger_id().to_string();
+                    let metadata = self.resource.ledger_id();
                     commits.push(Commit { topic: topic.clone(), partition: shard.partition(), offset, metadata });
                 }
             }
@@ -1122,7 +1148,9 @@ impl<R: Resource> Service<R> {
         for _ in 0..2 {
             self.store_positions();
             while let Some(stored) = self.store_job.join_next().await {
-                self.on_stored(stored.unwrap_or_default());
+                if stored.is_ok_and(|stored| self.on_stored(stored).is_err()) {
+                    return;
+                }
             }
             while let Some(committed) = self.commit_job.join_next().await {
                 drop(self.on_committed(committed.unwrap_or_else(|_| (Vec::new(), Ok(())))));
@@ -1132,9 +1160,9 @@ impl<R: Resource> Service<R> {
 }
 
 impl Track {
-    fn starting_at(position: u64) -> Self {
+    fn starting_at(position: u64, stored: Option<u64>) -> Self {
         let progress = Progress::starting_at(position);
-        Self { progress, awaits: None, stored: None, committed: None, skips: BTreeSet::new() }
+        Self { progress, awaits: None, stored, committed: None, skips: BTreeSet::new() }
     }
 
     fn positioned(&mut self, offset: u64) {
@@ -1161,7 +1189,7 @@ fn take_batch<M>(queue: &mut VecDeque<Job<M>>, most: usize, shards: &BTreeMap<Sh
 }
 
 /// Why a shard stops in front of a record, and what to do.
-fn unusable(what: &str, record: &Record, why: &str) -> String {
+pub(crate) fn unusable(what: &str, record: &Record, why: &str) -> String {
     let Record { topic, partition, offset, .. } = record;
     let remedy = match why {
         "newer_version" => "upgrade this participant, then start it again",
@@ -1170,7 +1198,7 @@ fn unusable(what: &str, record: &Record, why: &str) -> String {
     format!("the {what} at {topic}/{partition}/{offset} is {why}: {remedy}")
 }
 
-fn list(txids: &[Txid]) -> String {
+pub(crate) fn list(txids: &[Txid]) -> String {
     const SHOWN: usize = 10;
     let shown: Vec<String> = txids.iter().take(SHOWN).map(Txid::to_string).collect();
     let more = if txids.len() > SHOWN { ", .." } else { "" };

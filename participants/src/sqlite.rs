@@ -19,7 +19,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use rusqlite::types::{ToSqlOutput, ValueRef};
-use rusqlite::{Connection, ErrorCode, OpenFlags, ToSql, TransactionBehavior, ffi, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, ToSql, TransactionBehavior, ffi, params};
 use serde_json::value::RawValue;
 use suture_contract::ids::{Shard, Txid};
 use suture_contract::messages::{Decision, Prepare};
@@ -27,6 +27,7 @@ use suture_participants_core::branch::State;
 use suture_participants_core::doubts::{InDoubt, SeenHash};
 use suture_participants_core::marks::{Candidate, Marks, Purge};
 use suture_participants_core::operations::{self, Operation, Rows, Seed, Values};
+use suture_participants_core::restore::beginning_of_next;
 use suture_participants_core::settle::Unsettled;
 use suture_participants_core::sql::Dialect;
 use suture_participants_core::values::Value;
@@ -35,14 +36,16 @@ use tokio::sync::oneshot;
 
 use crate::books::{self, TextRow};
 use crate::config::SqliteSettings;
-use crate::ledger::{LEDGER_ID, StoredKeyRow, StoredRow, all_steps, bind_seed, states_of};
+use crate::ledger::{
+    LEDGER_ID, LedgerName, RESTORING, StoredKeyRow, StoredRow, all_steps, bind_seed, states_of, went_back,
+};
 use crate::needs;
 use crate::purge::purge_page;
 use crate::reserve::{self, Session, Work};
 use crate::resolve::resolve;
 use crate::resource::{
-    Batching, Decided, Entry, Noted, OpenError, Opening, Page, Position, Prepared, Purged, Resolution, Resource,
-    SeedError, Unavailable, Which,
+    Batching, Decided, Entry, Noted, OpenError, Opening, Page, Position, Prepared, Purged, Redone, Resolution, Resource,
+    SeedError, Stored, Unavailable, Which,
 };
 use crate::tables::{self, READ_MARKS, missing_marks};
 use crate::trial::{self, Tried, Wish};
@@ -51,7 +54,7 @@ use crate::trouble::{Blame, Landed, Trouble};
 /// A participant's SQLite file.
 pub struct SqliteResource {
     jobs: mpsc::Sender<Job>,
-    ledger_id: String,
+    ledger: Arc<LedgerName>,
 }
 
 /// Work for the thread that owns the connection.
@@ -68,7 +71,7 @@ impl SqliteResource {
                 Err(error) => return drop(opened.send(Err(error))),
             };
             // Whoever opened it is gone if it does not listen; the channel closes then, and so does the file.
-            drop(opened.send(Ok(ledger.id.clone())));
+            drop(opened.send(Ok(Arc::clone(&ledger.name))));
             while let Ok(job) = inbox.recv() {
                 job(&mut ledger);
             }
@@ -76,8 +79,8 @@ impl SqliteResource {
         if spawned.is_err() {
             return Err(thread_gone().into());
         }
-        let ledger_id = wait.await.map_err(|_| thread_gone())??;
-        Ok(Self { jobs, ledger_id })
+        let ledger = wait.await.map_err(|_| thread_gone())??;
+        Ok(Self { jobs, ledger })
     }
 
     async fn run<T: Send + 'static>(
@@ -104,8 +107,8 @@ fn thread_gone() -> Unavailable {
 }
 
 impl Resource for SqliteResource {
-    fn ledger_id(&self) -> &str {
-        &self.ledger_id
+    fn ledger_id(&self) -> String {
+        self.ledger.get()
     }
 
     /// One thread, and no waiting for locks.
@@ -141,8 +144,24 @@ impl Resource for SqliteResource {
         self.run(move |ledger| ledger.load_positions(&topic)).await
     }
 
-    async fn store_positions(&self, positions: Vec<Position>) -> Result<(), Unavailable> {
-        self.run(move |ledger| ledger.store_positions(&positions)).await
+    async fn store_positions(&self, positions: Vec<Position>, seen: Vec<Position>) -> Result<Stored, Unavailable> {
+        self.run(move |ledger| ledger.store_positions(&positions, &seen)).await
+    }
+
+    async fn redo(&self, batch: Vec<Arc<Prepare>>) -> Result<Option<Vec<Redone>>, Unavailable> {
+        self.run(move |ledger| at_once(ledger.redo(&batch))).await
+    }
+
+    async fn is_restoring(&self) -> Result<bool, Unavailable> {
+        self.run(|ledger| ledger.is_restoring()).await
+    }
+
+    async fn begin_restore(&self) -> Result<(), Unavailable> {
+        self.run(|ledger| ledger.begin_restore()).await
+    }
+
+    async fn end_restore(&self) -> Result<(), Unavailable> {
+        self.run(|ledger| ledger.end_restore()).await
     }
 
     async fn states(&self, txids: Vec<Txid>) -> Result<BTreeMap<Txid, State>, Unavailable> {
@@ -179,7 +198,7 @@ struct Ledger {
     connection: Connection,
     /// The savepoint of a branch that stays; gone with its transaction.
     has_savepoint: bool,
-    id: String,
+    name: Arc<LedgerName>,
     operations: Arc<BTreeMap<String, Operation>>,
     seeds: BTreeMap<String, Seed>,
 }
@@ -192,7 +211,7 @@ impl Ledger {
         if !is_there {
             connection.execute_batch(&format!("begin immediate; {} commit;", tables::SQLITE)).map_err(creating)?;
         }
-        let id = check_meta(&connection, &opening)?;
+        let name = Arc::new(LedgerName::new(check_meta(&connection, &opening)?));
         if let Some(schema) = &opening.schema {
             let failed = |error: rusqlite::Error| OpenError::Schema { code: number(&error) };
             connection.execute_batch(schema).map_err(failed)?;
@@ -205,7 +224,7 @@ impl Ledger {
             check_statement(&connection, step)?;
         }
         connection.set_prepared_statement_cache_capacity(256);
-        let ledger = Self { connection, has_savepoint: false, id, operations: Arc::new(operations), seeds };
+        let ledger = Self { connection, has_savepoint: false, name, operations: Arc::new(operations), seeds };
         ledger.check_operations_in_doubt()?;
         Ok(ledger)
     }
@@ -218,6 +237,11 @@ impl Ledger {
     async fn decide(&mut self, batch: &[Arc<Decision>]) -> Result<Vec<Decided>, Unavailable> {
         let operations = Arc::clone(&self.operations);
         reserve::decide(self, &operations, batch).await
+    }
+
+    async fn redo(&mut self, batch: &[Arc<Prepare>]) -> Result<Option<Vec<Redone>>, Unavailable> {
+        let operations = Arc::clone(&self.operations);
+        reserve::redo(self, &operations, batch).await
     }
 
     fn check_operations_in_doubt(&self) -> Result<(), OpenError> {
@@ -261,9 +285,27 @@ impl Ledger {
         rows.into_iter().map(|row| read(row).ok_or_else(|| broken("position"))).collect()
     }
 
-    fn store_positions(&mut self, positions: &[Position]) -> Result<(), Unavailable> {
+    fn store_positions(&mut self, positions: &[Position], seen: &[Position]) -> Result<Stored, Unavailable> {
         let failed = |error: rusqlite::Error| unavailable("storing positions", &error);
         let stored = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
+        let name = read_mark(&stored, LEDGER_ID).map_err(failed)?;
+        let mut there = Vec::with_capacity(seen.len());
+        for Position { topic, letters, shard, .. } in seen {
+            let sql = "select next_offset from suture_positions where topic = ?1 and letters = ?2 and shard = ?3";
+            let found = stored.prepare_cached(sql).and_then(|mut look| {
+                look.query_row(params![topic, letters.as_str(), shard.0], |row| row.get::<_, i64>(0)).optional()
+            });
+            let position = |next_offset: i64| Position {
+                topic: topic.clone(),
+                letters: *letters,
+                shard: *shard,
+                next_offset: next_offset.cast_unsigned(),
+            };
+            there.extend(found.map_err(failed)?.map(position));
+        }
+        if went_back((&self.name.get(), name.as_deref()), seen, there) {
+            return Ok(Stored::WentBack);
+        }
         for Position { topic, letters, shard, next_offset } in positions {
             stored
                 .prepare_cached(
@@ -275,7 +317,33 @@ impl Ledger {
                 })
                 .map_err(failed)?;
         }
-        stored.commit().map_err(failed)
+        stored.commit().map_err(failed)?;
+        Ok(Stored::All)
+    }
+
+    fn is_restoring(&self) -> Result<bool, Unavailable> {
+        let mark = read_mark(&self.connection, RESTORING);
+        mark.map(|mark| mark.is_some()).map_err(|error| unavailable("reading the ledger's marks", &error))
+    }
+
+    fn begin_restore(&mut self) -> Result<(), Unavailable> {
+        let failed = |error: rusqlite::Error| unavailable("renaming the ledger", &error);
+        let from = self.name.get();
+        let renaming = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
+        let rename = "update suture_meta set value = ?3 || lower(hex(randomblob(4))) where name = ?1 and value = ?2";
+        if renaming.execute(rename, params![LEDGER_ID, from, beginning_of_next(&from)]).map_err(failed)? == 1 {
+            let mark = "insert into suture_meta values (?1, ?2) on conflict do update set value = excluded.value";
+            renaming.execute(mark, params![RESTORING, from]).map_err(failed)?;
+        }
+        let name = read_mark(&renaming, LEDGER_ID).map_err(failed)?.ok_or_else(|| broken("ledger_id"))?;
+        renaming.commit().map_err(failed)?;
+        self.name.set(name);
+        Ok(())
+    }
+
+    fn end_restore(&self) -> Result<(), Unavailable> {
+        let ended = self.execute("delete from suture_meta where name = ?1", params![RESTORING]);
+        ended.map(drop).map_err(|error| unavailable("ending the restore", &error))
     }
 
     fn note(&mut self, entries: &[Entry]) -> Result<(), Unavailable> {
@@ -604,9 +672,13 @@ pub(crate) async fn try_all(settings: SqliteSettings, opening: Opening, wish: Wi
         for step in trial::steps(&opening) {
             unfit.extend(trial::unfit(check_statement(&connection, step))?);
         }
-        let operations = Arc::default();
-        let mut ledger =
-            Ledger { connection, has_savepoint: false, id: String::new(), operations, seeds: BTreeMap::new() };
+        let mut ledger = Ledger {
+            connection,
+            has_savepoint: false,
+            name: Arc::default(),
+            operations: Arc::default(),
+            seeds: BTreeMap::new(),
+        };
         at_once(trial::try_all(&mut ledger, &opening, &wish, &unfit))
     };
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(thread_gone().into()))
@@ -681,6 +753,10 @@ fn text_of(value: ValueRef<'_>) -> rusqlite::Result<Option<String>> {
         ValueRef::Text(_) => Some(value.as_str()?.to_string()),
         ValueRef::Null | ValueRef::Real(_) | ValueRef::Blob(_) => None,
     })
+}
+
+fn read_mark(connection: &Connection, name: &str) -> rusqlite::Result<Option<String>> {
+    connection.query_row("select value from suture_meta where name = ?1", [name], |row| row.get(0)).optional()
 }
 
 fn trouble(error: &rusqlite::Error) -> Trouble {

@@ -114,6 +114,8 @@ pub(crate) struct Taken {
     pub(crate) prepares: u64,
     pub(crate) decisions: u64,
     pub(crate) decisions_end: u64,
+    /// Our own rows, where there are any.
+    pub(crate) stored: (Option<u64>, Option<u64>),
     /// What is in doubt there since before.
     pub(crate) in_doubt: Vec<Txid>,
     /// Records that a person has let be passed.
@@ -181,6 +183,7 @@ async fn take_from(
         }
         _ => None,
     };
+    let stored = (prepares, decisions);
     // Prepares that were trimmed have expired long ago.
     let prepares = prepares.unwrap_or(prepares_start).max(prepares_start);
     Ok(Taken {
@@ -188,6 +191,7 @@ async fn take_from(
         prepares,
         decisions: decisions.unwrap_or(decisions_start),
         decisions_end,
+        stored,
         in_doubt: Vec::new(),
         skipped_prepares: BTreeSet::new(),
         skipped_decisions: BTreeSet::new(),
@@ -197,7 +201,12 @@ async fn take_from(
 
 /// The first offset of a log and its end. A leader that was cut off shows an old end, so one that lies before our own
 /// position is looked at again.
-async fn range(probe: &Arc<Probe>, topic: &str, shard: Shard, own: Option<u64>) -> Result<(u64, u64), ServiceError> {
+pub(crate) async fn range(
+    probe: &Arc<Probe>,
+    topic: &str,
+    shard: Shard,
+    own: Option<u64>,
+) -> Result<(u64, u64), ServiceError> {
     let watermarks = async || {
         let topic = topic.to_string();
         ask(probe, move |probe| probe.watermarks(&topic, shard.partition())).await

@@ -206,7 +206,7 @@ async fn books_are_read(db: &Db) {
     assert_ne!(prepare_one(&bank, &refused).await, yes());
     let letters: LogLetters = "k3f9q".parse().unwrap();
     let position = Position { topic: "t.decisions".to_string(), letters, shard: Shard(3), next_offset: 17 };
-    bank.store_positions(vec![position.clone()]).await.unwrap();
+    bank.store_positions(vec![position.clone()], vec![]).await.unwrap();
     db.execute("insert into suture_marks values ('k3f9q', 3, 1)").await;
     db.prepare_foreign().await;
 

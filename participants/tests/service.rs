@@ -40,6 +40,19 @@ confirm = [{ sql = "update item set done = 1 where txid = :txid", rows = 1 }]
 cancel = [{ sql = "delete from item where txid = :txid", rows = 1 }]
 reserve = [{ sql = "insert into item (id, txid) values (:id, :txid)", rows = 1, unique = "TAKEN" }]
 parameters.id = { path = "/id", type = "text" }
+[operation.after]
+confirm = [{ sql = "update item set done = 1 where txid = :txid", rows = 1 }]
+cancel = [{ sql = "delete from item where txid = :txid", rows = 1 }]
+[[operation.after.reserve]]
+sql = "update item set done = done where id = :needs"
+rows = 1
+code = "MISSING"
+[[operation.after.reserve]]
+sql = "insert into item (id, txid) values (:id, :txid)"
+rows = 1
+[operation.after.parameters]
+id = { path = "/id", type = "text" }
+needs = { path = "/needs", type = "text" }
 "#;
 
 const SCHEMA: &str =
@@ -111,7 +124,7 @@ impl World {
 
     fn serve(&self, resource: impl Resource, upkeep: UpkeepSettings) -> Running {
         let resource = Arc::new(resource);
-        let ledger = resource.ledger_id().to_string();
+        let ledger = resource.ledger_id();
         let (stop, stopped) = watch::channel(false);
         let kafka = self.kafka.clone();
         let participant: Participant = "bank".parse().unwrap();
@@ -134,6 +147,17 @@ impl World {
             hash: hash(&payload),
             payload: RawValue::from_string(payload).unwrap(),
             order_key: None,
+        }
+    }
+
+    /// An item that there can only be where there is another one.
+    fn prepare_after(&self, shard: u16, offset: u64, id: &str, needs: &str) -> Prepare {
+        let payload = format!(r#"{{"id":"{id}","needs":"{needs}"}}"#);
+        Prepare {
+            operation: "after".to_string(),
+            hash: hash(&payload),
+            payload: RawValue::from_string(payload).unwrap(),
+            ..self.prepare(shard, offset, id)
         }
     }
 
@@ -211,6 +235,49 @@ impl World {
             }
         });
         timeout(PATIENCE, asking).await.expect("not acknowledged").unwrap()
+    }
+
+    /// The file, when nobody has it open any more.
+    async fn copy(&self) -> Vec<u8> {
+        self.until_closed().await;
+        std::fs::read(self.file()).unwrap()
+    }
+
+    async fn put_back(&self, copy: &[u8]) {
+        self.until_closed().await;
+        std::fs::write(self.file(), copy).unwrap();
+    }
+
+    /// Whoever closes it last tidies its log away.
+    async fn until_closed(&self) {
+        let log = self.folder.path().join("bank.sqlite-wal");
+        let closing = async {
+            while log.exists() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, closing).await.expect("the file is still open");
+    }
+
+    /// Waits until the decisions are acknowledged up to here under one name, which is another one than before.
+    async fn until_renamed(&self, before: &str, ends: &[(i32, u64)]) -> String {
+        let (kafka, before, ends) = (self.kafka.clone(), before.to_string(), ends.to_vec());
+        let asking = tokio::task::spawn_blocking(move || {
+            let mut offsets = GroupOffsets::new(&kafka);
+            let partitions: Vec<(&str, i32)> = ends.iter().map(|(shard, _)| (DECISIONS, *shard)).collect();
+            loop {
+                let committed = offsets.committed(GROUP, &partitions).unwrap();
+                let name = committed[0].as_ref().map(|committed| committed.metadata.clone()).unwrap_or_default();
+                let is_there = |(committed, (_, end)): (&Option<Committed>, &(i32, u64))| {
+                    committed.as_ref().is_some_and(|there| there.offset == *end && there.metadata == name)
+                };
+                if name != before && committed.iter().zip(&ends).all(is_there) {
+                    return name;
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        timeout(PATIENCE, asking).await.expect("not acknowledged anew").unwrap()
     }
 
     /// Waits until a partition ends here: appends are on their way for a moment.
@@ -582,6 +649,126 @@ async fn branches_in_doubt_of_another_log_are_refused() {
     match timeout(PATIENCE, running.service).await.unwrap().unwrap() {
         Err(ServiceError::ForeignInDoubt { txids }) => assert_eq!(txids, [branch.txid]),
         other => panic!("{other:?}"),
+    }
+}
+
+/// O3: while it is away the file is put back to what it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_database_is_brought_back() {
+    let mut world = World::new();
+    let running = world.start().await;
+    let created = running.ledger.clone();
+    let (one, in_doubt) = (world.prepare(0, 0, "before"), world.prepare(1, 0, "in-doubt"));
+    for prepare in [&one, &in_doubt] {
+        world.ask(prepare);
+        assert_eq!(world.ballot(prepare).await, YES);
+    }
+    world.decide(&one, Verdict::Commit);
+    world.until_acknowledged(DECISIONS, 0, 1).await;
+    running.stop().await;
+    let backup = world.copy().await;
+
+    // What the backup does not know: a commit that builds on one that was decided later, an abort, a no, one undecided.
+    let running = world.start().await;
+    let (low, high) = (world.prepare(2, 0, "low"), world.prepare_after(0, 1, "high", "low"));
+    let (aborted, refused) = (world.prepare(1, 1, "aborted"), world.prepare(2, 1, "before"));
+    let open = world.prepare(2, 2, "open");
+    for (prepare, vote) in [(&low, YES), (&high, YES), (&aborted, YES), (&refused, no("duplicate")), (&open, YES)] {
+        world.ask(prepare);
+        assert_eq!(world.ballot(prepare).await, vote);
+    }
+    world.decide(&high, Verdict::Commit);
+    world.until_acknowledged(DECISIONS, 0, 2).await;
+    for (prepare, outcome) in
+        [(&in_doubt, Verdict::Commit), (&low, Verdict::Commit), (&aborted, Verdict::Abort), (&refused, Verdict::Abort)]
+    {
+        world.decide(prepare, outcome);
+    }
+    let ends = [(0, 2), (1, 2), (2, 2)];
+    for (shard, end) in ends {
+        world.until_acknowledged(DECISIONS, shard, end).await;
+    }
+    world.until_acknowledged(PREPARES, 2, 3).await;
+    running.stop().await;
+    let rows = "select count(*) from item where done";
+    assert_eq!(world.number(rows), 4);
+
+    let mut before = created.clone();
+    for round in 1..=2 {
+        // The second time from the same backup: by then the group knows another name.
+        world.put_back(&backup).await;
+        assert_eq!(world.number(rows), 1);
+        let running = world.start().await;
+        before = world.until_renamed(&before, &ends).await;
+        assert!(before.starts_with(&format!("{created}-")), "{before}");
+        assert_eq!(world.number(rows), 4, "round {round}");
+        assert_eq!(world.number("select count(*) from suture_ledger where state = 'committed'"), 4);
+        assert_eq!(world.number("select count(*) from suture_ledger where state = 'aborted'"), 2);
+        assert_eq!(world.number("select count(*) from suture_meta where name = 'restoring'"), 0);
+        world.until_acknowledged(PREPARES, 2, 3).await;
+        assert_eq!(world.number("select count(*) from item where id = 'open' and not done"), 1, "prepared again");
+        running.stop().await;
+    }
+    let running = world.start().await;
+    world.decide(&open, Verdict::Commit);
+    world.until_acknowledged(DECISIONS, 2, 3).await;
+    assert_eq!(world.number(rows), 5);
+    running.stop().await;
+}
+
+/// Only what fails whatever the others do is lost, and stops its shard when the service meets it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_brought_back_is_lost_and_nothing_else() {
+    let mut world = World::new();
+    let running = world.start().await;
+    world.until_acknowledged(DECISIONS, 0, 0).await;
+    running.stop().await;
+    let backup = world.copy().await;
+    let running = world.start().await;
+    let (lost, sound) = (world.prepare(0, 0, "lost"), world.prepare(1, 0, "sound"));
+    for prepare in [&lost, &sound] {
+        world.ask(prepare);
+        assert_eq!(world.ballot(prepare).await, YES);
+        world.decide(prepare, Verdict::Commit);
+    }
+    world.until_acknowledged(DECISIONS, 0, 1).await;
+    world.until_acknowledged(DECISIONS, 1, 1).await;
+    running.stop().await;
+
+    world.put_back(&backup).await;
+    let entered_by_hand = "insert into item (id, done, txid) values ('lost', 1, 'nobody') returning 1";
+    assert_eq!(world.number(entered_by_hand), 1);
+    let running = world.start().await;
+    world.until_renamed(&running.ledger, &[(1, 1)]).await;
+    assert_eq!(world.number("select count(*) from suture_ledger where state = 'committed'"), 1);
+    let answer = running.end().await;
+    assert!(matches!(answer, Err(ServiceError::StoppedShards(1))), "{answer:?}");
+    let committed = GroupOffsets::new(&world.kafka).committed(GROUP, &[(DECISIONS, 0)]).unwrap().remove(0).unwrap();
+    assert_eq!(committed.offset, 0, "never acknowledged");
+}
+
+/// A copy that is put back under it, and a ledger that somebody else has brought back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_goes_back_under_a_service_ends_it() {
+    let changes = [
+        "update suture_positions set next_offset = 0 where topic = 'suture.decisions' and shard = 0 returning 1",
+        "delete from suture_positions where topic = 'suture.prepare.bank' and shard = 0 returning 1",
+        "update suture_meta set value = value || '-0' where name = 'ledger_id' returning 1",
+    ];
+    for change in changes {
+        let mut world = World::new();
+        let running = world.start().await;
+        let branch = world.prepare(0, 0, "a");
+        world.ask(&branch);
+        assert_eq!(world.ballot(&branch).await, YES);
+        world.decide(&branch, Verdict::Commit);
+        world.until_acknowledged(DECISIONS, 0, 1).await;
+        world.until_acknowledged(PREPARES, 0, 1).await;
+        assert_eq!(world.number(change), 1);
+        let ended = timeout(PATIENCE, running.service).await.expect("it goes on").unwrap();
+        assert!(matches!(ended, Err(ServiceError::WentBack)), "{change}: {ended:?}");
+        let went_on = "select count(*) from suture_positions where next_offset > 1";
+        assert_eq!(world.number(went_on), 0, "nothing is stored over it");
     }
 }
 

@@ -214,7 +214,7 @@ async fn a_confirm_that_fails_stops_and_changes_nothing() {
 async fn a_ledger_knows_whose_it_is() {
     let file = File::new();
     let bank = file.open().await;
-    let id = bank.ledger_id().to_string();
+    let id = bank.ledger_id();
     assert_eq!(id.len(), 16);
     drop(bank);
     assert_eq!(file.open().await.ledger_id(), id);

@@ -14,12 +14,11 @@
 //! - [`doubts`]: who asks for a decision that does not come;
 //! - [`leftovers`]: prepared branches that are over and still there;
 //! - [`watch`]: branches in doubt, and whether somebody finishes one by hand;
-//! - [`marks`]: what stays of rows that are purged.
+//! - [`marks`]: what stays of rows that are purged;
+//! - [`restore`]: a database that went back, and what becomes of each transaction then.
 //!
 //! Architecture invariant: nothing here reads a clock, a file or a socket. SQL passes through as text; who runs it, and
 //! what the ledger's tables look like, is the business of `suture-participants`.
-//!
-//! Left out: restore.
 
 pub mod branch;
 pub mod gid;
@@ -36,4 +35,5 @@ pub mod leftovers;
 pub mod lines;
 pub mod marks;
 pub mod progress;
+pub mod restore;
 pub mod watch;

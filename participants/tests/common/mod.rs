@@ -16,8 +16,8 @@ use std::time::Duration;
 use serde_json::value::RawValue;
 use suture_contract::ids::{Attempt, Deployment, LogLetters, Shard, Txid};
 use suture_contract::messages::{Decision, Prepare, Verdict};
-use suture_participants::resource::{Effect, Fault, Page, Position, Prepared, Resource, Unavailable};
-use suture_participants_core::branch::{Answer, Wrong};
+use suture_participants::resource::{Effect, Fault, Page, Position, Prepared, Redone, Resource, Stored, Unavailable};
+use suture_participants_core::branch::{Answer, State, Wrong};
 use tokio::time::timeout;
 
 /// Longer than it takes to notice that a connection is gone.
@@ -155,9 +155,11 @@ pub async fn conforms<B: Bench>(bench: &B) {
     a_batch_holds_anything(bench).await;
     hostile_values_are_values(bench).await;
     positions_are_kept(bench).await;
+    a_database_that_went_back_takes_no_positions(bench).await;
     seeds_insert_what_is_missing(bench).await;
     finished_rows_are_purged_and_what_they_were_about_stays_finished(bench).await;
     what_is_unfinished_holds_back_its_shard(bench).await;
+    commits_are_done_again(bench).await;
     settling::settles(bench).await;
     assert_eq!(bench.number(MONEY).await, 1100);
     assert_eq!(bench.number("select held from account where name = 'a'").await, 0, "nothing is in doubt");
@@ -399,9 +401,11 @@ async fn positions_are_kept<B: Bench>(bench: &B) {
         shard: Shard(shard),
         next_offset,
     };
-    bank.store_positions(vec![position("aaaaa", 0, 7), position("aaaaa", 1, 8)]).await.unwrap();
-    bank.store_positions(vec![position("aaaaa", 0, 9), position("bbbbb", 0, 1)]).await.unwrap();
-    bank.store_positions(vec![position("aaaaa", 1, 3)]).await.unwrap();
+    let store = async |positions| assert_eq!(bank.store_positions(positions, vec![]).await, Ok(Stored::All));
+    store(vec![position("aaaaa", 0, 7), position("aaaaa", 1, 8)]).await;
+    store(vec![position("aaaaa", 0, 9), position("bbbbb", 0, 1)]).await;
+    store(vec![position("aaaaa", 1, 3)]).await;
+    store(vec![]).await;
     drop(bank);
     let bank = bench.open().await;
     let mut stored = bank.load_positions("suture.decisions".to_string()).await.unwrap();
@@ -410,6 +414,101 @@ async fn positions_are_kept<B: Bench>(bench: &B) {
     assert!(bank.load_positions("suture.prepare.bank".to_string()).await.unwrap().is_empty());
     assert_eq!(bank.in_doubt().await.unwrap().len(), 1);
     assert_eq!(abort(&bank, &branch).await, Ok(Effect::Finished));
+}
+
+async fn a_database_that_went_back_takes_no_positions<B: Bench>(bench: &B) {
+    let bank = bench.open().await;
+    let position = |shard, next_offset| Position {
+        topic: "suture.prepare.bank".to_string(),
+        letters: "ccccc".parse().unwrap(),
+        shard: Shard(shard),
+        next_offset,
+    };
+    let stored = async |bank: &B::R| {
+        let mut stored = bank.load_positions("suture.prepare.bank".to_string()).await.unwrap();
+        stored.sort_by_key(|p| p.shard);
+        stored
+    };
+    let now = vec![position(0, 7), position(1, 8)];
+    assert_eq!(bank.store_positions(now.clone(), vec![]).await, Ok(Stored::All));
+    assert_eq!(bank.store_positions(vec![position(0, 9)], now.clone()).await, Ok(Stored::All));
+    assert_eq!(bank.store_positions(vec![], vec![position(0, 8)]).await, Ok(Stored::All), "another one stored more");
+    let cases = [
+        ("one has gone back", vec![position(0, 10), position(1, 8)]),
+        ("one is not there any more", vec![position(2, 0)]),
+    ];
+    for (what, seen) in cases {
+        assert_eq!(bank.store_positions(vec![position(1, 99)], seen).await, Ok(Stored::WentBack), "{what}");
+        assert_eq!(stored(&bank).await, [position(0, 9), position(1, 8)], "{what}: nothing is stored");
+    }
+
+    // The name: kept by a process that does not know of the new one, and drawn once if two begin.
+    let (old, both) = (bank.ledger_id(), [bench.open().await, bench.open().await]);
+    assert!(!both[0].is_restoring().await.unwrap());
+    both[0].begin_restore().await.unwrap();
+    let new = both[0].ledger_id();
+    both[1].begin_restore().await.unwrap();
+    assert_eq!(both[1].ledger_id(), new, "not drawn again");
+    assert!(new != old && new.starts_with(&format!("{old}-")), "{old} and {new}");
+    assert!(both[1].is_restoring().await.unwrap());
+    assert_eq!(bank.store_positions(vec![position(1, 9)], vec![]).await, Ok(Stored::WentBack), "the old name");
+    assert_eq!(both[0].store_positions(vec![position(1, 9)], now).await, Ok(Stored::All));
+    drop((bank, both));
+
+    let bank = bench.open().await;
+    assert_eq!(bank.ledger_id(), new, "also after a crash");
+    assert!(bank.is_restoring().await.unwrap());
+    bank.end_restore().await.unwrap();
+    assert!(!bank.is_restoring().await.unwrap());
+    bank.begin_restore().await.unwrap();
+    let next = bank.ledger_id();
+    assert!(next != new && next.starts_with(&format!("{old}-")) && next.len() == new.len(), "{next}");
+    bank.end_restore().await.unwrap();
+}
+
+/// Prepare and commit in one, for what was decided before the database went back.
+async fn commits_are_done_again<B: Bench>(bench: &B) {
+    let bank = bench.open().await;
+    let redo = async |batch: &[Arc<Prepare>]| bank.redo(batch.to_vec()).await.unwrap();
+    let failed = |code: &str| Redone::Failed(code.parse().unwrap());
+    let (items, done) = (bench.number(ITEMS).await, bench.number(DONE).await);
+    let branches = [put(150, "key-150", "i150", "a", 1), put(151, "key-151", "i151", "y", 2)];
+    let states = async |numbers: std::ops::Range<u64>| bank.states(numbers.map(txid).collect()).await.unwrap();
+    assert!(states(150..153).await.is_empty());
+    assert_eq!(redo(&branches).await, Some(vec![Redone::Done, Redone::Done]));
+    assert_eq!(states(150..153).await, [(txid(150), State::Committed), (txid(151), State::Committed)].into());
+    for branch in &branches {
+        assert_eq!(commit(&bank, branch).await, Ok(Effect::Repeated));
+        assert_eq!(prepare_one(&bank, branch).await, yes());
+    }
+    assert_eq!(bench.number(DONE).await, done + 2);
+    assert_eq!(redo(&branches[..1]).await, Some(vec![failed("busy")]), "its row is there");
+
+    // What fails leaves nothing, and keeps nobody else from it.
+    let batch = [
+        put(153, "key-153", "i153", "nobody", 1),
+        put(154, "key-154", "i154", "a", 100_000),
+        put(155, "key-155", "i155", "a", 1),
+        put(156, "key-156", "i150", "a", 1),
+        prepare(157, "key-157", 1, "[]"),
+    ];
+    let tried = redo(&batch).await.unwrap();
+    let codes = ["NO_ACCOUNT", "LIMIT", "", "DUPLICATE", "unreadable"];
+    for (tried, code) in tried.into_iter().zip(codes) {
+        assert_eq!(tried, if code.is_empty() { Redone::Done } else { failed(code) });
+    }
+    assert_eq!(states(153..158).await, [(txid(155), State::Committed)].into(), "no row of the others");
+    assert_eq!(commit(&bank, &batch[0]).await.map_err(wrong), Err(Wrong::Lost));
+    assert_eq!(prepare_one(&bank, &batch[2]).await, yes());
+    assert_eq!(bench.number(ITEMS).await, items + 3);
+
+    // A branch in doubt is no case for it.
+    let in_doubt = put(158, "key-158", "i158", "z", 1);
+    assert_eq!(prepare_one(&bank, &in_doubt).await, yes());
+    assert_eq!(redo(std::slice::from_ref(&in_doubt)).await, Some(vec![failed("busy")]));
+    assert_eq!(commit(&bank, &in_doubt).await, Ok(Effect::Finished));
+    assert_eq!(bank.redo(vec![]).await.unwrap(), Some(vec![]));
+    assert_eq!(bench.number(MONEY).await, 1100);
 }
 
 async fn seeds_insert_what_is_missing<B: Bench>(bench: &B) {

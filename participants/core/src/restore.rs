@@ -1,0 +1,421 @@
+//! A database that went back: how it is noticed, and what becomes of each transaction when it is brought back.
+//!
+//! **Noticed** by what the group has acknowledged: an offset that carries this ledger's name and lies above the ledger's own
+//! position ([`went_back`]). A ledger that is brought back takes a new name of the same stem, so that a database that is
+//! restored a second time, from the same old backup, is noticed again.
+//!
+//! **Brought back** by the decisions from the ledger's own position on, and by the prepares, which hold the payloads:
+//!
+//! | decision | the ledger has | its prepare | so it is |
+//! |---|---|---|---|
+//! | abort | anything | anything | decided, as always |
+//! | commit | a branch in doubt | anything | decided, as always |
+//! | commit | a row | anything | known |
+//! | commit | nothing | in the log | done again |
+//! | commit | nothing | trimmed | lost |
+//! | none | a branch in doubt | anything | known |
+//! | none | a row | anything | known |
+//! | none | nothing | below the own position | prepared again |
+//! | none | nothing | above the own position | left to the service |
+//! | none | nothing | trimmed | left to the service |
+//!
+//! - What is decided as always is so while the decisions are read, and needs no memory. What is done again is kept ([`Plan`]):
+//!   some 150 bytes a commit.
+//! - **In the order of the decisions**: that of the log within a shard, the broker's time between shards. What fails is tried
+//!   again after all others, for it may build on what another shard has decided, until a whole round helps nobody.
+//! - Who said yes, has no decision and stands below the own position was in doubt when the backup was made, and the backup
+//!   does not hold branches in doubt (a dump never does). His vote stands in the log; so he is prepared again, last.
+//!
+//! Left out: what the ledger has. Whoever carries the plan out asks the database, in batches.
+
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet};
+
+use suture_contract::ids::{RequestHash, Shard, Txid};
+use suture_contract::messages::{Decision, Prepare, Verdict};
+
+/// What a ledger's name begins with, however often it was brought back.
+pub fn stem(ledger: &str) -> &str {
+    ledger.split('-').next().unwrap_or_default()
+}
+
+/// What its next name begins with. The rest is drawn.
+pub fn beginning_of_next(ledger: &str) -> String {
+    format!("{}-", stem(ledger))
+}
+
+/// Whether a committed offset says that the ledger had come further than it has now. `own`: none, if the ledger has no position
+/// for this log.
+pub fn went_back(ledger: &str, own: Option<u64>, committed: u64, metadata: &str) -> bool {
+    !metadata.is_empty() && stem(metadata) == stem(ledger) && committed > own.unwrap_or(0)
+}
+
+/// What the ledger has of a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs)]
+pub enum Has {
+    Nothing,
+    Row,
+    InDoubt,
+}
+
+/// Where the prepare of a transaction is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs)]
+pub enum Asked {
+    Below,
+    Above,
+    Trimmed,
+}
+
+/// What is done about a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Course {
+    /// Carry the decision out as always.
+    Decide,
+    /// Nothing is to be done.
+    Known,
+    /// Prepare and commit it at once.
+    Redo,
+    /// The others count on an effect that cannot be had any more.
+    Lost,
+    /// Prepare it.
+    Prepare,
+    /// It comes by itself, if it comes.
+    Leave,
+}
+
+/// The table.
+pub fn course(decision: Option<Verdict>, has: Has, asked: Asked) -> Course {
+    match (decision, has, asked) {
+        (Some(Verdict::Abort), _, _) | (Some(Verdict::Commit), Has::InDoubt, _) => Course::Decide,
+        (Some(Verdict::Commit) | None, Has::Row, _) | (None, Has::InDoubt, _) => Course::Known,
+        (Some(Verdict::Commit), Has::Nothing, Asked::Below | Asked::Above) => Course::Redo,
+        (Some(Verdict::Commit), Has::Nothing, Asked::Trimmed) => Course::Lost,
+        (None, Has::Nothing, Asked::Below) => Course::Prepare,
+        (None, Has::Nothing, Asked::Above | Asked::Trimmed) => Course::Leave,
+    }
+}
+
+/// A record of a prepare topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Its offset; its shard is the transaction's.
+    pub offset: u64,
+    /// How long it is.
+    pub bytes: usize,
+}
+
+/// A commit to be done again, or a prepare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Due {
+    /// Which.
+    pub txid: Txid,
+    /// Where its prepare is; none, if that is trimmed.
+    pub place: Option<Place>,
+}
+
+/// What is kept of the logs.
+#[derive(Debug, Default)]
+pub struct Plan {
+    in_doubt: HashSet<Txid>,
+    commits: BTreeMap<Shard, Vec<Commit>>,
+    /// Of each commit: what it is about, and its prepare.
+    prepares: HashMap<Txid, (RequestHash, Option<Place>)>,
+    undecided: BTreeMap<Txid, Due>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Commit {
+    txid: Txid,
+    time_ms: i64,
+}
+
+impl Plan {
+    /// With what the ledger has in doubt.
+    pub fn new(in_doubt: impl IntoIterator<Item = Txid>) -> Self {
+        Self { in_doubt: in_doubt.into_iter().collect(), ..Self::default() }
+    }
+
+    /// A decision was read. `true`: carry it out as always.
+    pub fn decided(&mut self, decision: &Decision, time_ms: i64) -> bool {
+        let txid = decision.txid;
+        let has = if self.in_doubt.contains(&txid) { Has::InDoubt } else { Has::Nothing };
+        // Whether there is a row is asked later, of many at once; where the prepare is, the other log tells.
+        if course(Some(decision.outcome), has, Asked::Above) == Course::Decide {
+            return true;
+        }
+        if self.prepares.insert(txid, (decision.hash, None)).is_none() {
+            self.commits.entry(txid.shard).or_default().push(Commit { txid, time_ms });
+        }
+        false
+    }
+
+    /// A prepare was read. `true`: it stands below the own position and no commit of it was read, so it may be one to be
+    /// prepared again ([`Plan::undecided`]) if the ledger has nothing of it. (Of what was aborted it has a row by now.)
+    pub fn asked(&mut self, prepare: &Prepare, place: Place, own: u64) -> bool {
+        if let Some((hash, found)) = self.prepares.get_mut(&prepare.txid) {
+            if prepare.hash == *hash {
+                found.get_or_insert(place);
+            }
+            return false;
+        }
+        let has = if self.in_doubt.contains(&prepare.txid) { Has::InDoubt } else { Has::Nothing };
+        let asked = if place.offset < own { Asked::Below } else { Asked::Above };
+        course(None, has, asked) == Course::Prepare
+    }
+
+    /// The ledger has nothing of this one.
+    pub fn undecided(&mut self, txid: Txid, place: Place) {
+        self.undecided.insert(txid, Due { txid, place: Some(place) });
+    }
+
+    /// It was decided before the own position: whatever the ledger says about it stands.
+    pub fn was_decided(&mut self, txid: &Txid) {
+        self.undecided.remove(txid);
+    }
+
+    /// How many commits are kept.
+    pub fn kept(&self) -> usize {
+        self.prepares.len()
+    }
+
+    /// The shards of which something may have to be prepared.
+    pub fn shards_undecided(&self) -> Vec<Shard> {
+        let shards: BTreeSet<Shard> = self.undecided.keys().map(|txid| txid.shard).collect();
+        shards.into_iter().collect()
+    }
+
+    /// What is to be prepared, in the order of the log.
+    pub fn to_prepare(&self) -> Vec<Due> {
+        let mut due: Vec<Due> = self.undecided.values().copied().collect();
+        due.sort_by_key(|due| (due.txid.shard, due.place.map(|place| place.offset)));
+        due
+    }
+
+    /// The commits in the order in which they are tried.
+    pub fn to_redo(&self) -> Vec<Due> {
+        let mut heads: BinaryHeap<Head<'_>> = self.commits.values().filter_map(|commits| Head::of(commits)).collect();
+        let mut order = Vec::with_capacity(self.prepares.len());
+        while let Some(Head { first, rest }) = heads.pop() {
+            let place = self.prepares.get(&first.txid).and_then(|(_, place)| *place);
+            order.push(Due { txid: first.txid, place });
+            heads.extend(Head::of(rest));
+        }
+        order
+    }
+}
+
+/// A shard's commits that are not in order yet. The greatest is the one that was decided first.
+struct Head<'a> {
+    first: Commit,
+    rest: &'a [Commit],
+}
+
+impl<'a> Head<'a> {
+    fn of(commits: &'a [Commit]) -> Option<Self> {
+        commits.split_first().map(|(first, rest)| Self { first: *first, rest })
+    }
+
+    fn key(&self) -> (i64, Shard) {
+        (self.first.time_ms, self.first.txid.shard)
+    }
+}
+
+impl Ord for Head<'_> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        other.key().cmp(&self.key())
+    }
+}
+
+impl PartialOrd for Head<'_> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Head<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for Head<'_> {}
+
+/// The first of these whose prepares fit into so many bytes, at least one and at most so many; and the others.
+pub fn portion(due: &[Due], most: usize, most_bytes: usize) -> (&[Due], &[Due]) {
+    let mut bytes = 0;
+    let fits = |due: &&Due| {
+        bytes += due.place.map_or(0, |place| place.bytes);
+        bytes <= most_bytes
+    };
+    let count = due.iter().take(most).take_while(fits).count().max(1);
+    due.split_at(count.min(due.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use suture_contract::ids::Attempt;
+
+    use super::*;
+
+    #[test]
+    fn an_offset_of_this_ledger_above_its_position_tells_that_it_went_back() {
+        let cases = [
+            ("the same, above", "0a1b", Some(5), 6, "0a1b", true),
+            ("the same, level", "0a1b", Some(5), 5, "0a1b", false),
+            ("the same, below: a crash before the commit", "0a1b", Some(5), 4, "0a1b", false),
+            ("no position: restored to before its first one", "0a1b", None, 1, "0a1b", true),
+            ("nothing was ever done", "0a1b", None, 0, "0a1b", false),
+            ("reset by hand: no name", "0a1b", Some(5), 9, "", false),
+            ("another ledger's", "0a1b", Some(5), 9, "77ff", false),
+            ("restored again from the backup of then", "0a1b", Some(5), 9, "0a1b-c3", true),
+            ("restored to a backup from after the first time", "0a1b-c3", Some(5), 9, "0a1b-d4", true),
+            ("ended before its first commit after it was brought back", "0a1b-c3", Some(5), 9, "0a1b", true),
+        ];
+        for (what, ledger, own, committed, metadata, expected) in cases {
+            assert_eq!(went_back(ledger, own, committed, metadata), expected, "{what}");
+        }
+    }
+
+    /// The table of the module's documentation, read from that documentation.
+    #[test]
+    fn the_documented_courses_are_those_taken() {
+        let rows: Vec<Vec<String>> = include_str!("restore.rs")
+            .lines()
+            .map_while(|line| line.strip_prefix("//!"))
+            .filter_map(|line| line.trim().strip_prefix('|'))
+            .map(|line| line.trim_end_matches('|').split('|').map(|cell| cell.trim().to_string()).collect())
+            .skip(2)
+            .collect();
+        let mut seen = 0;
+        for row in &rows {
+            let [decision, has, asked, expected] = row.as_slice() else { panic!("{row:?}") };
+            let decision = match decision.as_str() {
+                "abort" => Some(Verdict::Abort),
+                "commit" => Some(Verdict::Commit),
+                "none" => None,
+                other => panic!("{other}"),
+            };
+            let has = match has.as_str() {
+                "anything" => vec![Has::Nothing, Has::Row, Has::InDoubt],
+                "nothing" => vec![Has::Nothing],
+                "a row" => vec![Has::Row],
+                "a branch in doubt" => vec![Has::InDoubt],
+                other => panic!("{other}"),
+            };
+            let asked = match asked.as_str() {
+                "anything" => vec![Asked::Below, Asked::Above, Asked::Trimmed],
+                "in the log" => vec![Asked::Below, Asked::Above],
+                "below the own position" => vec![Asked::Below],
+                "above the own position" => vec![Asked::Above],
+                "trimmed" => vec![Asked::Trimmed],
+                other => panic!("{other}"),
+            };
+            let expected = match expected.as_str() {
+                "decided, as always" => Course::Decide,
+                "known" => Course::Known,
+                "done again" => Course::Redo,
+                "lost" => Course::Lost,
+                "prepared again" => Course::Prepare,
+                "left to the service" => Course::Leave,
+                other => panic!("{other}"),
+            };
+            for has in &has {
+                for asked in &asked {
+                    assert_eq!(course(decision, *has, *asked), expected, "{row:?}");
+                    seen += 1;
+                }
+            }
+        }
+        assert_eq!(seen, 27, "every case once");
+    }
+
+    fn txid(shard: u16, offset: u64) -> Txid {
+        format!("k3f9q-{shard}-{offset}").parse().unwrap()
+    }
+
+    fn hash(digit: char) -> RequestHash {
+        format!("k1:{}", digit.to_string().repeat(32)).parse().unwrap()
+    }
+
+    fn decision(txid: Txid, outcome: Verdict) -> Decision {
+        let business_key = "item:1".parse().unwrap();
+        let participants = vec!["bank".parse().unwrap()];
+        Decision { txid, outcome, participants, business_key, attempt: Attempt::FIRST, hash: hash('a') }
+    }
+
+    fn prepare(txid: Txid, digit: char) -> Prepare {
+        Prepare {
+            txid,
+            business_key: "item:1".parse().unwrap(),
+            attempt: Attempt::FIRST,
+            operation: "put".to_string(),
+            payload: serde_json::value::RawValue::from_string("{}".to_string()).unwrap(),
+            hash: hash(digit),
+            order_key: None,
+        }
+    }
+
+    fn at(offset: u64) -> Place {
+        Place { offset, bytes: 100 }
+    }
+
+    #[test]
+    fn only_commits_of_what_is_not_in_doubt_are_kept() {
+        let mut plan = Plan::new([txid(0, 1)]);
+        assert!(plan.decided(&decision(txid(0, 1), Verdict::Commit), 1), "in doubt");
+        assert!(plan.decided(&decision(txid(0, 2), Verdict::Abort), 2));
+        assert!(!plan.decided(&decision(txid(0, 3), Verdict::Commit), 3));
+        assert!(!plan.decided(&decision(txid(0, 3), Verdict::Commit), 4), "a copy");
+        assert_eq!(plan.kept(), 1);
+        assert_eq!(plan.to_redo(), [Due { txid: txid(0, 3), place: None }], "no prepare was read: trimmed");
+        assert!(!plan.asked(&prepare(txid(0, 3), 'b'), at(7), 9));
+        assert_eq!(plan.to_redo()[0].place, None, "another hash is about something else");
+        assert!(!plan.asked(&prepare(txid(0, 3), 'a'), at(8), 9));
+        assert!(!plan.asked(&prepare(txid(0, 3), 'a'), at(9), 9));
+        assert_eq!(plan.to_redo()[0].place, Some(at(8)), "the first of its copies");
+    }
+
+    #[test]
+    fn what_may_be_prepared_again_was_asked_before_the_own_position_and_never_decided() {
+        let mut plan = Plan::new([txid(0, 1)]);
+        plan.decided(&decision(txid(0, 2), Verdict::Commit), 2);
+        assert!(!plan.asked(&prepare(txid(0, 1), 'a'), at(1), 9), "in doubt");
+        assert!(!plan.asked(&prepare(txid(0, 2), 'a'), at(2), 9), "committed");
+        assert!(!plan.asked(&prepare(txid(0, 3), 'a'), at(9), 9), "the service reads it");
+        assert!(plan.asked(&prepare(txid(0, 4), 'a'), at(8), 9));
+        assert!(plan.asked(&prepare(txid(0, 5), 'a'), at(7), 9));
+        assert!(plan.shards_undecided().is_empty(), "nobody has looked into the ledger");
+        plan.undecided(txid(0, 4), at(8));
+        plan.undecided(txid(0, 5), at(7));
+        plan.undecided(txid(1, 6), at(0));
+        assert_eq!(plan.shards_undecided(), [Shard(0), Shard(1)]);
+        plan.was_decided(&txid(1, 6));
+        let due: Vec<Txid> = plan.to_prepare().iter().map(|due| due.txid).collect();
+        assert_eq!(due, [txid(0, 5), txid(0, 4)], "in the order of the log");
+    }
+
+    #[test]
+    fn commits_come_in_the_order_of_the_log_and_of_time_between_shards() {
+        let mut plan = Plan::new([]);
+        // A clock that went back for a moment does not change the order within a shard.
+        for (shard, offset, time_ms) in [(0, 10, 5), (0, 11, 3), (0, 9, 8), (1, 20, 4), (1, 21, 5), (2, 30, 9)] {
+            plan.decided(&decision(txid(shard, offset), Verdict::Commit), time_ms);
+        }
+        let order: Vec<Txid> = plan.to_redo().iter().map(|due| due.txid).collect();
+        let expected = [txid(1, 20), txid(0, 10), txid(0, 11), txid(1, 21), txid(0, 9), txid(2, 30)];
+        assert_eq!(order, expected);
+    }
+
+    #[test]
+    fn a_portion_is_bounded_and_never_empty() {
+        let due: Vec<Due> = (0..5).map(|n| Due { txid: txid(0, n), place: Some(at(n)) }).collect();
+        let count = |most, bytes| portion(&due, most, bytes).0.len();
+        assert_eq!(count(3, 10_000), 3);
+        assert_eq!(count(9, 10_000), 5);
+        assert_eq!(count(9, 250), 2);
+        assert_eq!(count(9, 1), 1, "one that is longer than all of it goes alone");
+        assert!(portion(&[], 9, 9).0.is_empty());
+    }
+}
