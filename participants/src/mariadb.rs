@@ -65,8 +65,8 @@ use crate::purge::purge_page;
 use crate::reserve::{self, Session, Work};
 use crate::resolve::resolve;
 use crate::resource::{
-    Decided, Entry, Fault, Noted, OpenError, Opening, Page, Position, Prepared, Purged, Redone, Resolution, SeedError, Stored,
-    Unavailable, Which,
+    Decided, Entry, Fault, Noted, OpenError, Opening, Page, Position, Prepared, Purged, Redone, Resolution, SeedError,
+    Stored, Unavailable, Which,
 };
 use crate::server::{Opened, Server};
 use crate::tables::{self, READ_MARKS, missing_marks};

@@ -16,8 +16,8 @@ use crate::config::{Database, ParticipantConfig};
 use crate::mariadb::MariadbResource;
 use crate::postgres::PostgresResource;
 use crate::resource::{
-    Batching, Decided, Entry, Leftover, Noted, OpenError, Opening, Page, Position, Prepared, Purged, Redone, Resolution,
-    Resource, SeedError, Stored, Unavailable, Which,
+    Batching, Decided, Entry, Leftover, Noted, OpenError, Opening, Page, Position, Prepared, Purged, Redone,
+    Resolution, Resource, SeedError, Stored, Unavailable, Which,
 };
 use crate::sqlite::SqliteResource;
 

@@ -15,8 +15,8 @@ use suture_participants_core::settle::Unsettled;
 use crate::config::ServerSettings;
 use crate::ledger::{LEDGER_ID, LedgerName, RESTORING, StoredRow, states_of};
 use crate::resource::{
-    Batching, Decided, Entry, Leftover, Noted, Page, Position, Prepared, Purged, Redone, Resolution, Resource, SeedError, Stored,
-    Unavailable, Which,
+    Batching, Decided, Entry, Leftover, Noted, Page, Position, Prepared, Purged, Redone, Resolution, Resource,
+    SeedError, Stored, Unavailable, Which,
 };
 use crate::trouble::within;
 use crate::xa::{self, Branches};

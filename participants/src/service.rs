@@ -454,7 +454,8 @@ impl<R: Resource> Service<R> {
             }
             let (prepares, decisions) = taken.stored;
             state.prepares = Track { skips: taken.skipped_prepares, ..Track::starting_at(taken.prepares, prepares) };
-            state.decisions = Track { skips: taken.skipped_decisions, ..Track::starting_at(taken.decisions, decisions) };
+            state.decisions =
+                Track { skips: taken.skipped_decisions, ..Track::starting_at(taken.decisions, decisions) };
             if let Some(problem) = taken.problem {
                 self.stop(shard, None, &problem);
                 continue;

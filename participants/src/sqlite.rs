@@ -12,7 +12,8 @@
 //! Left out: several writers; attached files (in WAL they are not atomic together).
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -44,8 +45,8 @@ use crate::purge::purge_page;
 use crate::reserve::{self, Session, Work};
 use crate::resolve::resolve;
 use crate::resource::{
-    Batching, Decided, Entry, Noted, OpenError, Opening, Page, Position, Prepared, Purged, Redone, Resolution, Resource,
-    SeedError, Stored, Unavailable, Which,
+    Batching, Decided, Entry, Noted, OpenError, Opening, Page, Position, Prepared, Purged, Redone, Resolution,
+    Resource, SeedError, Stored, Unavailable, Which,
 };
 use crate::tables::{self, READ_MARKS, missing_marks};
 use crate::trial::{self, Tried, Wish};
@@ -198,6 +199,9 @@ struct Ledger {
     connection: Connection,
     /// The savepoint of a branch that stays; gone with its transaction.
     has_savepoint: bool,
+    path: PathBuf,
+    /// Which file that was when it was opened.
+    file: Option<FileId>,
     name: Arc<LedgerName>,
     operations: Arc<BTreeMap<String, Operation>>,
     seeds: BTreeMap<String, Seed>,
@@ -206,6 +210,7 @@ struct Ledger {
 impl Ledger {
     fn open(settings: &SqliteSettings, opening: Opening) -> Result<Self, OpenError> {
         let connection = connect(&settings.path, settings.busy_timeout)?;
+        let (path, file) = (settings.path.clone(), file_id(&settings.path));
         let creating = |error: rusqlite::Error| unavailable("creating the ledger", &error);
         let is_there = connection.prepare(DIALECT.is_there).and_then(|mut look| look.exists([])).map_err(creating)?;
         if !is_there {
@@ -224,7 +229,8 @@ impl Ledger {
             check_statement(&connection, step)?;
         }
         connection.set_prepared_statement_cache_capacity(256);
-        let ledger = Self { connection, has_savepoint: false, name, operations: Arc::new(operations), seeds };
+        let ledger =
+            Self { connection, has_savepoint: false, path, file, name, operations: Arc::new(operations), seeds };
         ledger.check_operations_in_doubt()?;
         Ok(ledger)
     }
@@ -303,7 +309,9 @@ impl Ledger {
             };
             there.extend(found.map_err(failed)?.map(position));
         }
-        if went_back((&self.name.get(), name.as_deref()), seen, there) {
+        // A copy that was put in its place: what is written here is gone with the old file.
+        let is_another_file = file_id(&self.path) != self.file;
+        if is_another_file || went_back((&self.name.get(), name.as_deref()), seen, there) {
             return Ok(Stored::WentBack);
         }
         for Position { topic, letters, shard, next_offset } in positions {
@@ -672,9 +680,12 @@ pub(crate) async fn try_all(settings: SqliteSettings, opening: Opening, wish: Wi
         for step in trial::steps(&opening) {
             unfit.extend(trial::unfit(check_statement(&connection, step))?);
         }
+        let (path, file) = (settings.path.clone(), file_id(&settings.path));
         let mut ledger = Ledger {
             connection,
             has_savepoint: false,
+            path,
+            file,
             name: Arc::default(),
             operations: Arc::default(),
             seeds: BTreeMap::new(),
@@ -753,6 +764,13 @@ fn text_of(value: ValueRef<'_>) -> rusqlite::Result<Option<String>> {
         ValueRef::Text(_) => Some(value.as_str()?.to_string()),
         ValueRef::Null | ValueRef::Real(_) | ValueRef::Blob(_) => None,
     })
+}
+
+/// Device and number: a file that is put in another one's place has other ones.
+type FileId = (u64, u64);
+
+fn file_id(path: &Path) -> Option<FileId> {
+    std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
 fn read_mark(connection: &Connection, name: &str) -> rusqlite::Result<Option<String>> {

@@ -444,7 +444,7 @@ async fn serves_with_the_least_rights(db: &Db, denied: &str) {
         shard: Shard(0),
         next_offset: 1,
     };
-    bank.store_positions(vec![position]).await.unwrap();
+    bank.store_positions(vec![position], vec![]).await.unwrap();
     assert_eq!(db.number("select count(*) from item").await, 1);
     drop(bank);
     drop(db.open(Some(&role)).await.unwrap());

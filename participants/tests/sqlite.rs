@@ -9,7 +9,7 @@ use common::*;
 use rusqlite::Connection;
 use suture_contract::messages::Verdict;
 use suture_participants::config::{Database, ParticipantConfig};
-use suture_participants::resource::{Effect, Fault, OpenError, Opening, Prepared, Resource};
+use suture_participants::resource::{Effect, Fault, OpenError, Opening, Prepared, Resource, Stored};
 use suture_participants::sqlite::SqliteResource;
 
 const CONFIG: &str = r#"
@@ -277,6 +277,18 @@ async fn no_row_value_leaves_in_an_error() {
     let twice: Arc<_> = put(2, "key-2", canary, "a", 1);
     let Prepared::Answer(answer) = prepare_one(&bank, &twice).await else { panic!("no answer") };
     assert!(!format!("{answer:?}").contains(canary));
+}
+
+/// Whoever puts an older file back while a service runs: SQLite goes on with the old one, which has no name any more.
+#[tokio::test]
+async fn a_file_that_another_one_was_put_in_the_place_of_takes_no_positions() {
+    let file = File::new();
+    let bank = file.open().await;
+    assert_eq!(bank.store_positions(vec![], vec![]).await, Ok(Stored::All));
+    let (path, copy) = (file.0.join("bank.sqlite"), file.0.join("backup"));
+    std::fs::copy(&path, &copy).unwrap();
+    std::fs::rename(&copy, &path).unwrap();
+    assert_eq!(bank.store_positions(vec![], vec![]).await, Ok(Stored::WentBack));
 }
 
 /// R1: the process ends at any point of its work.

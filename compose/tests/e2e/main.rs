@@ -46,6 +46,7 @@ mod operator;
 mod ordered;
 mod postgres_kill;
 mod recreated;
+mod restored;
 mod surgeries;
 mod twice;
 mod zombie;

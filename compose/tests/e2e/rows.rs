@@ -206,6 +206,11 @@ pub fn execute_on_mariadb(url: &str, sql: &str) {
     on_mariadb(url, async |connection| connection.query_drop(sql).await);
 }
 
+/// The first column of a query on MariaDB, which is text.
+pub fn query_on_mariadb(url: &str, sql: &str) -> Vec<String> {
+    on_mariadb(url, async |connection| connection.query(sql).await)
+}
+
 fn on_mariadb<T>(url: &str, ask: impl AsyncFnOnce(&mut Conn) -> Result<T, mysql_async::Error>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let answer = runtime.block_on(async {

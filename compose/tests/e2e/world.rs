@@ -10,6 +10,7 @@ use suture_contract::ids::{LogLetters, Participant};
 use suture_contract::topic_map::participant_group;
 use suture_topics::acks::GroupOffsets;
 use suture_topics::admin;
+use suture_topics::membership::Committed;
 use suture_topics::settings::KafkaSettings;
 use tempfile::TempDir;
 
@@ -235,6 +236,14 @@ impl World {
         }
     }
 
+    /// A participant's SQLite file.
+    pub fn sqlite(&self, participant: &str) -> &Path {
+        match &self.databases[participant] {
+            Database::Sqlite(file) => file,
+            Database::Postgres(_) | Database::Mariadb(_) => panic!("{participant} has no SQLite"),
+        }
+    }
+
     /// The URL of a participant's MariaDB database.
     pub fn mariadb(&self, participant: &str) -> &str {
         match &self.databases[participant] {
@@ -291,6 +300,21 @@ impl World {
         for participant in PARTICIPANTS {
             self.wait_until(&format!("{participant} has applied all decisions"), || self.unapplied(participant) == 0);
         }
+    }
+
+    /// The name of the ledger under which the participant has acknowledged all decisions. `None`: it has not, or not under one
+    /// name.
+    pub fn applied_as(&self, participant: &str) -> Option<String> {
+        let group = participant_group(&self.kafka.prefix, &participant.parse::<Participant>().unwrap());
+        let topic = self.topic("decisions");
+        let partitions: Vec<_> = (0..i32::from(self.kafka.partitions)).map(|of| (topic.as_str(), of)).collect();
+        let committed = self.acks.lock().unwrap().committed(&group, &partitions).ok()?;
+        let committed: Vec<_> = committed.into_iter().collect::<Option<_>>()?;
+        let name = committed.first()?.metadata.clone();
+        let is_done = |(partition, committed): (i32, &Committed)| {
+            committed.metadata == name && self.follower.end(&topic, partition).is_none_or(|end| end == committed.offset)
+        };
+        (0..).zip(&committed).all(is_done).then_some(name)
     }
 
     /// How many decision records lie at or above the offset that the participant's group has committed: its lag.
