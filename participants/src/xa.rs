@@ -430,3 +430,135 @@ fn txids(open: &[Undecided<'_>]) -> Vec<Txid> {
 fn all(settled: Vec<Option<Decided>>) -> Vec<Decided> {
     settled.into_iter().map(|settled| settled.unwrap_or(Err(Fault::BrokenRow))).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use suture_contract::messages::Verdict;
+    use suture_participants_core::gid::Owner;
+    use suture_participants_core::operations::Mode;
+
+    use super::*;
+    use crate::config::ServerSettings;
+
+    /// A database with one branch, whose OKs mean nothing: the first so many of them leave the branch where it is (M3).
+    struct Liar {
+        opened: Opened,
+        lies: AtomicU32,
+        listed: Mutex<Option<Gid>>,
+        row: Mutex<Option<StoredRow>>,
+    }
+
+    impl Liar {
+        fn with(lies: u32, branch: &Decision) -> Self {
+            let moment = Duration::from_millis(25);
+            let settings = ServerSettings {
+                url: String::new(),
+                connections: 1,
+                decision_connections: 1,
+                cap: 1,
+                lock_timeout: moment,
+                key_timeout: moment,
+                statement_timeout: moment,
+                idle_timeout: moment,
+                lost_after: moment,
+            };
+            let owner = Owner { deployment: "suture".parse().unwrap(), participant: "bank".parse().unwrap() };
+            let listed = Mutex::new(Some(Gid::new(branch.txid, &owner, &branch.hash)));
+            let (operations, seeds, ledger) = Default::default();
+            let opened = Opened { mode: Mode::Xa, settings, owner, operations, seeds, ledger };
+            Self { opened, lies: AtomicU32::new(lies), listed, row: Mutex::default() }
+        }
+
+        fn state(&self) -> Option<String> {
+            self.row.lock().unwrap().as_ref().map(|row| row.state.clone())
+        }
+
+        fn store(&self, decision: &Decision, state: State) {
+            let (operation, code, duplicate_of) = Default::default();
+            let (state, hash) = (state.to_string(), decision.hash.to_string());
+            *self.row.lock().unwrap() = Some(StoredRow { state, hash, operation, code, duplicate_of });
+        }
+    }
+
+    impl Branches for Liar {
+        fn opened(&self) -> &Opened {
+            &self.opened
+        }
+
+        async fn look(&self, _: &Txid) -> Result<Known, Unavailable> {
+            unreachable!("nothing is prepared here")
+        }
+
+        async fn look_at_all(&self, txids: &[Txid]) -> Result<Known, Unavailable> {
+            let gids: HashMap<Txid, Gid> =
+                self.listed.lock().unwrap().iter().map(|gid| (gid.txid, gid.clone())).collect();
+            let rows = self.row.lock().unwrap().iter().map(|row| (txids[0], row.clone())).collect();
+            Ok(Known { in_doubt: gids.len(), gids, rows, ..Known::default() })
+        }
+
+        async fn rows_of_key(&self, _: &Prepare) -> Result<Result<Vec<KeyRow>, Fault>, Unavailable> {
+            unreachable!("nothing is prepared here")
+        }
+
+        async fn run(&self, _: &Prepare, _: &Operation, _: &Values) -> Result<Ran, Unavailable> {
+            unreachable!("nothing is prepared here")
+        }
+
+        async fn insert_refused(&self, _: &Txid, _: LedgerRow) -> Result<bool, Unavailable> {
+            unreachable!("nothing is prepared here")
+        }
+
+        async fn finish_one(&self, how: How, gid: &Gid) -> Result<(), Unavailable> {
+            if self.lies.load(Ordering::Relaxed) > 0 {
+                self.lies.fetch_sub(1, Ordering::Relaxed);
+                return Ok(());
+            }
+            let listed = self.listed.lock().unwrap().take().filter(|listed| listed.txid == gid.txid);
+            if listed.is_some() && how == How::Commit {
+                self.store(&decision(Verdict::Commit), State::Committed);
+            }
+            Ok(())
+        }
+
+        async fn insert_aborted(&self, rows: &[AbortedRow<'_>]) -> Result<bool, Unavailable> {
+            // Its own branch has the txid for as long as it is prepared.
+            let is_free = self.listed.lock().unwrap().is_none();
+            if is_free {
+                self.store(rows[0].decision, State::Aborted);
+            }
+            Ok(is_free)
+        }
+
+        async fn wait_for_holder(&self, _: &Decision) -> Result<(), Unavailable> {
+            Ok(())
+        }
+    }
+
+    fn decision(outcome: Verdict) -> Decision {
+        Decision {
+            txid: "k3f9q-3-1042".parse().unwrap(),
+            outcome,
+            participants: vec!["bank".parse().unwrap()],
+            business_key: "surgery:1".parse().unwrap(),
+            attempt: suture_contract::ids::Attempt::FIRST,
+            hash: "k1:00000000000000000000000000000001".parse().unwrap(),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_ok_is_not_believed_before_the_row_is_seen() {
+        for lies in [0, 1, 3] {
+            let (committed, aborted) = (Arc::new(decision(Verdict::Commit)), Arc::new(decision(Verdict::Abort)));
+            let bank = Liar::with(lies, &committed);
+            assert_eq!(commit(&bank, &[committed]).await, Ok(vec![Ok(Effect::Finished)]));
+            assert_eq!(bank.state().as_deref(), Some("committed"), "after {lies} lies");
+
+            let bank = Liar::with(lies, &aborted);
+            assert_eq!(abort(&bank, &[aborted]).await, Ok(vec![Ok(Effect::Finished)]));
+            assert_eq!(bank.state().as_deref(), Some("aborted"), "after {lies} lies");
+        }
+    }
+}

@@ -1,17 +1,17 @@
 //! A participant may be started before its database: what is waited for, and what ends it at once. On a real PostgreSQL.
 
-use std::io;
-use std::net::{Shutdown, TcpListener, TcpStream};
+#[path = "common/way.rs"]
+mod way;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
 
 use suture_participants::config::ParticipantConfig;
 use suture_participants::opened::OpenedResource;
 use suture_participants::resource::{OpenError, Unavailable};
 use tokio_postgres::NoTls;
-use tokio_postgres::config::Host;
+use way::{address, way_to};
 
 const CONFIG: &str = r#"
 name = "bank"
@@ -51,35 +51,11 @@ async fn execute(sql: &str) {
     client.batch_execute(sql).await.unwrap();
 }
 
-/// Its host and port.
-fn address() -> String {
-    let config: tokio_postgres::Config = server().parse().unwrap();
-    let [Host::Tcp(host)] = config.get_hosts() else { panic!("one host, by TCP") };
-    format!("{host}:{}", config.get_ports()[0])
-}
-
 /// A way to the server that is closed at first. Answers its port, and counts who came.
 fn way_to_the_server() -> (u16, Arc<AtomicUsize>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let (port, came) = (listener.local_addr().unwrap().port(), Arc::new(AtomicUsize::new(0)));
+    let came = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&came);
-    thread::spawn(move || {
-        for client in listener.incoming().map_while(Result::ok) {
-            if counter.fetch_add(1, Ordering::Relaxed) < IN_VAIN {
-                continue;
-            }
-            let server = TcpStream::connect(address()).unwrap();
-            let ways = [(client.try_clone().unwrap(), server.try_clone().unwrap()), (server, client)];
-            for (mut from, mut to) in ways {
-                thread::spawn(move || {
-                    // Either end may go first.
-                    let _ = io::copy(&mut from, &mut to);
-                    let _ = to.shutdown(Shutdown::Both);
-                });
-            }
-        }
-    });
-    (port, came)
+    (way_to(address(&server()), move || counter.fetch_add(1, Ordering::Relaxed) >= IN_VAIN, |_| ()), came)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -97,7 +73,7 @@ async fn a_database_that_is_not_up_is_waited_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_will_not_pass_ends_at_once() {
     for (user, database, code) in [("postgres", "no_such_database", "3D000"), ("no_such_user", "postgres", "28000")] {
-        match open(&server_as(user, &address(), database)).await.err() {
+        match open(&server_as(user, &address(&server()), database)).await.err() {
             Some(OpenError::Unavailable(Unavailable { code: found, .. })) => assert_eq!(found, code),
             other => panic!("{user}, {database}: {other:?}"),
         }

@@ -4,10 +4,13 @@
 //! `compose/test` starts one and sets it.
 
 mod common;
+#[path = "common/way.rs"]
+mod way;
 
+use std::fmt::{self, Write};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::*;
@@ -18,6 +21,10 @@ use suture_participants::postgres::PostgresResource;
 use suture_participants::resource::{Effect, Fault, Leftover, OpenError, Opening, Prepared, Resource};
 use suture_participants_core::branch::{State, Wrong};
 use tokio_postgres::{Client, NoTls};
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Metadata, Subscriber};
+use way::{address, way_to};
 
 const CONFIG: &str = r#"
 name = "bank"
@@ -386,6 +393,7 @@ async fn what_is_in_doubt_blocks_others_for_a_moment_only() {
     let bank = Arc::new(
         db.try_open(|settings, _| {
             settings.connections = 1;
+            settings.decision_connections = 1;
             settings.lock_timeout = Duration::from_secs(60);
             settings.statement_timeout = Duration::from_secs(60);
         })
@@ -401,7 +409,8 @@ async fn what_is_in_doubt_blocks_others_for_a_moment_only() {
         tokio::spawn(async move { prepare_one(&*bank, &put(4, "key-4", "i4", "a", 10)).await })
     };
     db.until_somebody_waits().await;
-    assert_eq!(commit(&*bank, &branch).await, Ok(Effect::Finished));
+    let committed = tokio::time::timeout(Duration::from_secs(30), commit(&*bank, &branch)).await;
+    assert_eq!(committed, Ok(Ok(Effect::Finished)));
     assert_eq!(waiting.await.unwrap(), yes());
     db.drop_database().await;
 }
@@ -456,6 +465,30 @@ async fn what_does_not_get_into_the_list_is_no_yes() {
             yes()
         );
     }
+    db.drop_database().await;
+}
+
+/// Q2: a block that has failed answers ROLLBACK to the PREPARE, and that is no error.
+#[tokio::test]
+async fn a_prepare_that_has_prepared_nothing_is_no_yes() {
+    const PREPARE: &[u8] = b"prepare transaction '";
+    const ROLL_BACK: &[u8; PREPARE.len()] = b"rollback; set a.b = '";
+    let db = Db::new().await;
+    let address = address(&db.url);
+    let roll_back = |message: &mut [u8]| {
+        if let Some(at) = message.windows(PREPARE.len()).position(|part| part == PREPARE) {
+            message[at..at + PREPARE.len()].copy_from_slice(ROLL_BACK);
+        }
+    };
+    let port = way_to(address.clone(), || true, roll_back);
+    let detour = |settings: &mut ServerSettings, _: &mut Opening| {
+        settings.url = settings.url.replace(&address, &format!("127.0.0.1:{port}"));
+    };
+    let bank = db.try_open(detour).await.unwrap();
+    let branch = put(1, "key-1", "i1", "a", 10);
+    assert_eq!(code(&prepare_one(&bank, &branch).await), "statement_failed");
+    assert_eq!(db.number("select count(*) from suture_ledger where state = 'refused'").await, 1);
+    assert!(db.gids().await.is_empty());
     db.drop_database().await;
 }
 
@@ -871,8 +904,45 @@ async fn a_confirm_that_does_not_parse_any_more_is_a_fault() {
     db.0.drop_database().await;
 }
 
+/// What is logged on this thread, with all its fields.
+#[derive(Clone, Default)]
+struct Logged(Arc<Mutex<String>>);
+
+impl Subscriber for Logged {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, span: &Attributes<'_>) -> Id {
+        span.record(&mut self.clone());
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, values: &Record<'_>) {
+        values.record(&mut self.clone());
+    }
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        event.record(&mut self.clone());
+    }
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
+
+impl Visit for Logged {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        writeln!(self.0.lock().unwrap(), "{field}: {value:?}").unwrap();
+    }
+}
+
 #[tokio::test]
-async fn no_row_value_leaves_in_an_error() {
+async fn no_row_value_leaves_in_an_error_or_in_the_log() {
+    let logged = Logged::default();
+    let _here = tracing::subscriber::set_default(logged.clone());
     let db = Db::new().await;
     let bank = db.open().await;
     let canary = "canary-4711";
@@ -883,6 +953,9 @@ async fn no_row_value_leaves_in_an_error() {
         panic!("no answer")
     };
     assert!(!format!("{answer:?}").contains(canary));
+    let logged = logged.0.lock().unwrap().clone();
+    assert!(logged.contains("refused") && logged.contains("23505"), "the error was logged by its code: {logged}");
+    assert!(!logged.contains(canary), "and by nothing else: {logged}");
     db.drop_database().await;
 }
 

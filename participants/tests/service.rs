@@ -20,7 +20,7 @@ use suture_participants::resource::Resource;
 use suture_participants::service::{self, ServiceError};
 use suture_topics::acks::GroupOffsets;
 use suture_topics::embedded::EmbeddedBroker;
-use suture_topics::membership::Committed;
+use suture_topics::membership::{Commit, Committed, MemberEvent, Membership};
 use suture_topics::outbox::Outbox;
 use suture_topics::probe::Probe;
 use suture_topics::reader::{Reader, ReaderEvent};
@@ -36,7 +36,7 @@ mode = "reserve"
 kind = "sqlite"
 path = "bank.sqlite"
 [operation.put]
-confirm = [{ sql = "update item set done = 1 where txid = :txid", rows = 1 }]
+confirm = [{ sql = "update item set done = done + 1 where txid = :txid", rows = 1 }]
 cancel = [{ sql = "delete from item where txid = :txid", rows = 1 }]
 reserve = [{ sql = "insert into item (id, txid) values (:id, :txid)", rows = 1, unique = "TAKEN" }]
 parameters.id = { path = "/id", type = "text" }
@@ -301,6 +301,28 @@ impl World {
         timeout(PATIENCE, counting).await.expect("another number stays");
     }
 
+    /// As Kafka's tools do, which write no metadata.
+    async fn set_offset_by_hand(&self, topic: &'static str, partition: i32, offset: u64) {
+        let (tell, mut events) = mpsc::channel(4);
+        let member = Membership::start(&self.kafka, GROUP, &[topic.to_string()], tell).unwrap();
+        let joined = async {
+            loop {
+                match events.recv().await.expect("a living member") {
+                    MemberEvent::Assigned(partitions) if !partitions.is_empty() => return,
+                    MemberEvent::Failed(failure) => panic!("{failure}"),
+                    _ => {}
+                }
+            }
+        };
+        timeout(PATIENCE, joined).await.expect("not joined");
+        let commit = Commit { topic: topic.to_string(), partition, offset, metadata: String::new() };
+        let committed = tokio::task::spawn_blocking(move || {
+            member.commit(vec![commit]).unwrap();
+            assert!(member.leave(PATIENCE));
+        });
+        committed.await.unwrap();
+    }
+
     fn number(&self, sql: &str) -> i64 {
         Connection::open(self.file()).unwrap().query_row(sql, [], |row| row.get(0)).unwrap()
     }
@@ -447,6 +469,46 @@ async fn what_was_cut_off_is_done_again() {
     world.until_appended(DECISIONS, 0, 3).await;
     let running = world.start().await;
     world.until_acknowledged(DECISIONS, 0, 3).await;
+    assert_eq!(world.number("select count(*) from item where done"), 1);
+    running.stop().await;
+}
+
+/// R8: copies that lie behind one another are carried out one after the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_of_a_decision_take_effect_once() {
+    let mut world = World::new();
+    let running = world.start().await;
+    let branch = world.prepare(0, 0, "a");
+    world.ask(&branch);
+    assert_eq!(world.ballot(&branch).await, YES);
+    running.stop().await;
+    for _ in 0..5 {
+        world.decide(&branch, Verdict::Commit);
+    }
+    world.until_appended(DECISIONS, 0, 5).await;
+    let running = world.start().await;
+    world.until_acknowledged(DECISIONS, 0, 5).await;
+    assert_eq!(world.number("select done from item"), 1);
+    running.stop().await;
+}
+
+/// R9: the database's own row alone says where to start.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_offset_that_was_set_by_hand_skips_nothing() {
+    let mut world = World::new();
+    let running = world.start().await;
+    let branch = world.prepare(0, 0, "a");
+    world.ask(&branch);
+    assert_eq!(world.ballot(&branch).await, YES);
+    running.stop().await;
+    world.decide(&branch, Verdict::Commit);
+    world.until_appended(DECISIONS, 0, 1).await;
+    world.set_offset_by_hand(DECISIONS, 0, 1).await;
+
+    let running = world.start().await;
+    world
+        .until_counted("select count(*) from suture_positions where topic = 'suture.decisions' and next_offset = 1", 1)
+        .await;
     assert_eq!(world.number("select count(*) from item where done"), 1);
     running.stop().await;
 }

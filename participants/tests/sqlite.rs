@@ -188,7 +188,8 @@ async fn a_branch_that_takes_the_transaction_with_it_is_refused_alone() {
         let prepared = bank.prepare(batch.clone()).await.unwrap();
         assert_eq!([&prepared[0], &prepared[2]], [&yes(), &yes()]);
         assert_eq!(code(&prepared[1]), code_of_bad);
-        assert_eq!(bank.prepare(batch).await.unwrap(), prepared, "all of it was durable");
+        assert_eq!(bank.in_doubt().await.unwrap().len(), 3, "every yes was durable");
+        assert_eq!(bank.prepare(batch).await.unwrap(), prepared, "and is the stored one");
         assert_eq!(file.number("select count(*) from item").await, 3);
         assert_eq!(file.number("select held from account where name = 'a'").await, 3);
     }
@@ -208,6 +209,22 @@ async fn a_confirm_that_fails_stops_and_changes_nothing() {
     file.connection().execute_batch("update account set name = 'a' where name = 'hidden'").unwrap();
     let batch = [&broken, &sound].map(|p| decision(p, Verdict::Commit)).to_vec();
     assert_eq!(bank.commit(batch).await.unwrap(), [Ok(Effect::Finished), Ok(Effect::Finished)]);
+}
+
+/// R11: however long no decision comes, and whatever else happens meanwhile.
+#[tokio::test]
+async fn a_yes_stands_until_its_decision_comes() {
+    let file = File::new();
+    let bank = file.open().await;
+    let (old, other) = (put(1, "key-1", "i1", "a", 1), put(2, "key-2", "i2", "y", 1));
+    assert_eq!(prepare_one(&bank, &old).await, yes());
+    file.connection().execute_batch("update suture_ledger set changed_at = changed_at - 10 * 365 * 86400").unwrap();
+    drop(bank);
+    let bank = file.open().await;
+    assert_eq!(bank.in_doubt().await.unwrap().len(), 1);
+    assert_eq!(prepare_one(&bank, &other).await, yes());
+    assert_eq!(abort(&bank, &other).await, Ok(Effect::Finished));
+    assert_eq!(commit(&bank, &old).await, Ok(Effect::Finished));
 }
 
 #[tokio::test]

@@ -406,11 +406,18 @@ async fn positions_are_kept<B: Bench>(bench: &B) {
     store(vec![position("aaaaa", 0, 9), position("bbbbb", 0, 1)]).await;
     store(vec![position("aaaaa", 1, 3)]).await;
     store(vec![]).await;
+    let stored = bank.load_positions("suture.decisions".to_string()).await.unwrap();
+    assert!(stored.contains(&position("aaaaa", 1, 8)), "none goes back: {stored:?}");
+    // A branch in doubt holds none of them.
+    let branch = put(94, "key-94", "i94", "a", 1);
+    assert_eq!(prepare_one(&bank, &branch).await, yes());
+    store(vec![position("aaaaa", 0, 10), position("aaaaa", 1, 11)]).await;
+    assert_eq!(abort(&bank, &branch).await, Ok(Effect::Finished));
     drop(bank);
     let bank = bench.open().await;
     let mut stored = bank.load_positions("suture.decisions".to_string()).await.unwrap();
     stored.sort_by_key(|p| (p.letters, p.shard));
-    assert_eq!(stored, [position("aaaaa", 0, 9), position("aaaaa", 1, 8), position("bbbbb", 0, 1)]);
+    assert_eq!(stored, [position("aaaaa", 0, 10), position("aaaaa", 1, 11), position("bbbbb", 0, 1)]);
     assert!(bank.load_positions("suture.prepare.bank".to_string()).await.unwrap().is_empty());
     assert_eq!(bank.in_doubt().await.unwrap().len(), 1);
     assert_eq!(abort(&bank, &branch).await, Ok(Effect::Finished));
