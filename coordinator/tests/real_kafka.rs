@@ -72,6 +72,11 @@ struct Coordinator {
 
 impl World {
     fn new(participants: &[&str]) -> Self {
+        Self::with_requests(participants, &[])
+    }
+
+    /// With settings of the requests topic.
+    fn with_requests(participants: &[&str], requests: &[(&str, &str)]) -> Self {
         let kafka = settings();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let admin: AdminClient<DefaultClientContext> =
@@ -79,7 +84,8 @@ impl World {
         let participants: Vec<Participant> = participants.iter().map(|name| name.parse().unwrap()).collect();
         let topics = Topic::all(&participants);
         let names: Vec<String> = topics.iter().map(|topic| topic.name(&kafka.prefix)).collect();
-        let new: Vec<NewTopic<'_>> = topics.iter().zip(&names).map(|(topic, name)| new_topic(topic, name)).collect();
+        let new: Vec<NewTopic<'_>> =
+            topics.iter().zip(&names).map(|(topic, name)| new_topic(topic, name, requests)).collect();
         for created in runtime.block_on(admin.create_topics(&new, &AdminOptions::new())).unwrap() {
             created.unwrap();
         }
@@ -277,7 +283,7 @@ impl Group {
 }
 
 /// Small segments, so that what is old is compacted at once.
-fn new_topic<'a>(topic: &Topic, name: &'a str) -> NewTopic<'a> {
+fn new_topic<'a>(topic: &Topic, name: &'a str, requests: &[(&'a str, &'a str)]) -> NewTopic<'a> {
     let settings: &[(&str, &str)] = match topic {
         Topic::Decisions => &[
             ("cleanup.policy", "compact"),
@@ -288,8 +294,9 @@ fn new_topic<'a>(topic: &Topic, name: &'a str) -> NewTopic<'a> {
         ],
         _ => &[("cleanup.policy", "delete")],
     };
+    let more = if *topic == Topic::Requests { requests } else { &[] };
     let new = NewTopic::new(name, 1, TopicReplication::Fixed(3)).set("min.insync.replicas", "2");
-    settings.iter().fold(new, |new, (name, value)| new.set(name, value))
+    settings.iter().chain(more).fold(new, |new, (name, value)| new.set(name, value))
 }
 
 fn payload(place: u64) -> Box<RawValue> {
@@ -427,6 +434,64 @@ fn the_decision_log_keeps_what_is_unfinished_and_what_somebody_has_not_applied()
     until_gone(&mut world, &[3, 5, 7, 9], &[11]);
     let there = world.decided(0);
     assert!(there.iter().all(|place| *place >= 11), "what is finished below the start of the requests: {there:?}");
+    hospital.leave();
+    world.end(coordinator);
+}
+
+/// The same by retention alone, with requests coming all the time. Those that name the insurer, which is away since the first
+/// of them, are among the first twelve; every other one is applied at once.
+#[test]
+fn the_decision_log_is_bounded_by_retention_and_by_what_is_unfinished() {
+    let short = [("retention.ms", "12000"), ("segment.ms", "1000"), ("segment.bytes", "1048576")];
+    let mut world = World::with_requests(&["hospital", "insurer"], &short);
+    let coordinator = world.coordinator(with(CleanUpSettings { off: false, interval_s: 1, keep_s: 0 }));
+    let mut decisions = world.follow(&Topic::Decisions);
+    let (hospital, insurer) = (Group::join(&world, "hospital"), Group::join(&world, "insurer"));
+    let mut insurers_position = 0;
+    let mut missed = BTreeSet::new();
+    for place in 0..12 {
+        let names: &[&str] = if place % 2 == 0 { &["hospital"] } else { &["hospital", "insurer"] };
+        let (txid, at) = world.commit(&mut decisions, names);
+        hospital.commit(at + 1, "h1");
+        match place {
+            1 => insurers_position = at + 1,
+            _ if names.len() == 2 => drop(missed.insert(txid.offset)),
+            _ => {}
+        }
+    }
+    insurer.commit(insurers_position, "i1");
+    insurer.leave();
+
+    // A look is one more transaction. Nothing that is readable or missed may go, and what else lies below `start` must, with
+    // its tombstone.
+    let mut until_only = |world: &mut World, start: u64, missed: &BTreeSet<u64>| {
+        for look in 0.. {
+            let (txid, at) = world.commit(&mut decisions, &["hospital"]);
+            hospital.commit(at + 1, "h1");
+            let records = world.decisions(0);
+            let (readable, _) = world.watermarks(&Topic::Requests);
+            let there: BTreeSet<u64> =
+                records.iter().filter(|record| record.value.is_some()).map(|record| key(record).offset).collect();
+            let must_be: BTreeSet<u64> = missed.iter().copied().chain(readable..=txid.offset).collect();
+            assert!(there.is_superset(&must_be), "of {must_be:?} there is {there:?}");
+            let below: BTreeSet<u64> =
+                records.iter().map(|record| key(record).offset).filter(|place| *place < start).collect();
+            if readable >= start && below == *missed {
+                return readable;
+            }
+            assert!(look < 20_000, "below {start} only {missed:?} may be: {below:?}");
+        }
+        unreachable!("a look returns")
+    };
+    let first = until_only(&mut world, 12, &missed);
+    let second = until_only(&mut world, first + 1, &missed);
+
+    // The insurer comes back to its own position, and finds all that it has missed.
+    assert!(world.decided(insurers_position).is_superset(&missed));
+    let insurer = Group::join(&world, "insurer");
+    insurer.commit(world.watermarks(&Topic::Decisions).1, "i1");
+    until_only(&mut world, second, &BTreeSet::new());
+    insurer.leave();
     hospital.leave();
     world.end(coordinator);
 }
