@@ -26,6 +26,24 @@ pub(crate) async fn in_order<T>(futures: Vec<InFlight<'_, T>>) -> Vec<T> {
     flights.into_iter().filter_map(|(_, landed)| landed).collect()
 }
 
+/// Awaits all of them, each of which lands after the one before it: sent in order like [`in_order`], but nobody is asked before
+/// its turn whether it has landed. Of hundreds that would be most of the work.
+pub(crate) async fn one_behind_the_other<T>(futures: Vec<InFlight<'_, T>>) -> Vec<T> {
+    let mut flights = Vec::with_capacity(futures.len());
+    for mut future in futures {
+        let sent = poll_fn(|context| Poll::Ready(future.as_mut().poll(context))).await;
+        flights.push((future, sent));
+    }
+    let mut landed = Vec::with_capacity(flights.len());
+    for (future, sent) in flights {
+        landed.push(match sent {
+            Poll::Ready(output) => output,
+            Poll::Pending => future.await,
+        });
+    }
+    landed
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
@@ -35,16 +53,22 @@ mod tests {
     #[tokio::test]
     async fn flights_are_sent_in_order() {
         let sent = Mutex::new(Vec::new());
-        let flights = (0..40).map(|n| {
-            let sent = &sent;
-            Box::pin(async move {
-                sent.lock().unwrap().push(n);
-                tokio::task::yield_now().await;
-                n
-            }) as InFlight<'_, i32>
-        });
-        let landed = in_order(flights.collect()).await;
-        assert_eq!(landed, (0..40).collect::<Vec<_>>());
-        assert_eq!(*sent.lock().unwrap(), landed);
+        let flights = || {
+            let flight = |n| {
+                let sent = &sent;
+                Box::pin(async move {
+                    sent.lock().unwrap().push(n);
+                    tokio::task::yield_now().await;
+                    n
+                }) as InFlight<'_, i32>
+            };
+            sent.lock().unwrap().clear();
+            (0..40).map(flight).collect()
+        };
+        let expected: Vec<i32> = (0..40).collect();
+        assert_eq!(in_order(flights()).await, expected);
+        assert_eq!(*sent.lock().unwrap(), expected);
+        assert_eq!(one_behind_the_other(flights()).await, expected);
+        assert_eq!(*sent.lock().unwrap(), expected);
     }
 }

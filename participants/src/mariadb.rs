@@ -5,7 +5,7 @@
 //!           the ledger row; the steps                        in one round trip
 //!           XA END; XA PREPARE xid; XA RECOVER               in one round trip
 //!           XA COMMIT xid, or XA ROLLBACK xid                on the branch's own connection while it is ours
-//! reserve   SAVEPOINT; the ledger row; the steps             in one round trip a branch
+//! reserve   a branch: SAVEPOINT; the ledger row; the steps   all branches in one round trip
 //! ```
 //!
 //! How a branch goes through these stands in `xa` and `reserve`.
@@ -82,6 +82,8 @@ const DECISION_LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The longest script of one branch, in bytes; the server must take somewhat more at once (`needs`).
 const LONGEST_SCRIPT: usize = 12 << 20;
+/// A script takes no more branches when it is so long: nothing is won by then.
+const LONG_SCRIPT: usize = 1 << 20;
 
 /// After so long without a word the server closes the connection of a branch in doubt: that of a process that stands still, or
 /// whose host is gone, must not keep the branch to itself. Afterwards the server's own patience counts again.
@@ -390,16 +392,29 @@ fn listed_gid(row: &Row) -> Option<Gid> {
 // ---- mode reserve ----------------------------------------------------------------------------------------------------
 
 /// A connection in mode reserve.
-struct LocalSession<'a>(Lease<'a>);
+struct LocalSession<'a> {
+    lease: Lease<'a>,
+    /// How many savepoints it has had. None takes the name of another: to roll back to the wrong one would take branches along
+    /// that have gone well.
+    savepoints: usize,
+    /// The first of those that were set last.
+    first: usize,
+}
+
+impl<'a> LocalSession<'a> {
+    async fn on(pool: &'a Pool) -> Result<Self, Unavailable> {
+        Ok(Self { lease: pool.lease().await?, savepoints: 0, first: 0 })
+    }
+}
 
 impl Session for LocalSession<'_> {
     async fn begin(&mut self) -> Result<(), Trouble> {
-        run(&mut self.0, "start transaction; savepoint batch").await.map(drop)
+        run(&mut self.lease, "start transaction; savepoint batch").await.map(drop)
     }
 
     /// Where a deadlock has ended the transaction its savepoint is gone, and the script ends there.
     async fn commit(&mut self) -> Result<(), Trouble> {
-        run(&mut self.0, "release savepoint batch; commit").await.map(drop).map_err(|trouble| {
+        run(&mut self.lease, "release savepoint batch; commit").await.map(drop).map_err(|trouble| {
             match trouble.code.as_str() {
                 GONE => Trouble { blame: Blame::Database, ..trouble },
                 _ => trouble,
@@ -408,19 +423,19 @@ impl Session for LocalSession<'_> {
     }
 
     async fn roll_back(&mut self) -> Result<(), Trouble> {
-        run(&mut self.0, "rollback").await.map(drop)
+        run(&mut self.lease, "rollback").await.map(drop)
     }
 
     async fn rows(&mut self, txids: &[Txid], lock: bool) -> Result<BTreeMap<Txid, StoredRow>, Trouble> {
-        rows(&mut self.0, txids, if lock { " order by txid for update" } else { "" }).await
+        rows(&mut self.lease, txids, if lock { " order by txid for update" } else { "" }).await
     }
 
     async fn rows_of_keys(&mut self, keys: &[&str]) -> Result<Vec<StoredKeyRow>, Trouble> {
-        rows_of_keys(&mut self.0, keys).await
+        rows_of_keys(&mut self.lease, keys).await
     }
 
     async fn marks(&mut self) -> Result<Marks, Trouble> {
-        marks(&mut self.0).await
+        marks(&mut self.lease).await
     }
 
     async fn page(
@@ -438,7 +453,7 @@ impl Session for LocalSession<'_> {
         let read =
             |row: &Row| Some(Candidate { txid: column::<String>(row, 0)?.parse().ok()?, is_old: column(row, 1)? });
         let broken = || Trouble { blame: Blame::Database, code: "a ledger row cannot be read".to_string() };
-        query(&mut self.0, &sql).await?.iter().map(|row| read(row).ok_or_else(broken)).collect()
+        query(&mut self.lease, &sql).await?.iter().map(|row| read(row).ok_or_else(broken)).collect()
     }
 
     async fn purge(&mut self, purge: &Purge) -> Result<(), Trouble> {
@@ -452,34 +467,49 @@ impl Session for LocalSession<'_> {
             txids.join(", "),
             marks.join(", "),
         );
-        run(&mut self.0, &script).await
+        run(&mut self.lease, &script).await
     }
 
-    async fn branch(&mut self, work: &[Work<'_>]) -> Landed {
-        let mut script = vec!["savepoint branch".to_string()];
-        script.extend(work.iter().map(|work| match work {
-            Work::Insert(row) => insert_row(row),
-            Work::Step(step, values) => rendered(step, values),
-            Work::Remove(txid) => format!("delete from suture_ledger where txid = '{txid}'"),
-            Work::Note(entry) => format!("{INSERT_ENTRY} {}", entry_values(entry)),
-            Work::LookAtMark(txid) => look_at_mark(txid),
-            Work::Finish(txid, state) => format!(
-                "update suture_ledger set state = '{state}', changed_at = current_timestamp(6), live_key = {}
-                 where txid = '{txid}'",
-                if *state == State::Committed { "live_key" } else { "null" },
-            ),
-        }));
-        let Landed { mut rows, trouble } = send(&mut self.0, &script).await;
-        rows.drain(..1.min(rows.len()));
-        Landed { rows, trouble }
+    async fn branches(&mut self, works: &[Vec<Work<'_>>]) -> Vec<Landed> {
+        let mut script = Vec::new();
+        let mut own = Vec::with_capacity(works.len());
+        let mut bytes = 0;
+        self.first = self.savepoints;
+        for work in works {
+            let statements: Vec<String> = work.iter().map(|work| statement(*work)).collect();
+            bytes += statements.iter().map(String::len).sum::<usize>();
+            if !own.is_empty() && bytes > LONG_SCRIPT {
+                break;
+            }
+            own.push(work.len());
+            script.push(format!("savepoint branch_{}", self.savepoints));
+            self.savepoints += 1;
+            script.extend(statements);
+        }
+        send(&mut self.lease, &script).await.by_branch(own)
     }
 
-    async fn undo_branch(&mut self) -> Result<bool, Trouble> {
-        match run(&mut self.0, "rollback to savepoint branch").await {
+    async fn undo_from(&mut self, branch: usize) -> Result<bool, Trouble> {
+        match run(&mut self.lease, &format!("rollback to savepoint branch_{}", self.first + branch)).await {
             Ok(_) => Ok(true),
             Err(trouble) if trouble.code == GONE => Ok(false),
             Err(trouble) => Err(trouble),
         }
+    }
+}
+
+fn statement(work: Work<'_>) -> String {
+    match work {
+        Work::Insert(row) => insert_row(row),
+        Work::Step(step, values) => rendered(step, values),
+        Work::Remove(txid) => format!("delete from suture_ledger where txid = '{txid}'"),
+        Work::Note(entry) => format!("{INSERT_ENTRY} {}", entry_values(entry)),
+        Work::LookAtMark(txid) => look_at_mark(txid),
+        Work::Finish(txid, state) => format!(
+            "update suture_ledger set state = '{state}', changed_at = current_timestamp(6), live_key = {}
+             where txid = '{txid}'",
+            if state == State::Committed { "live_key" } else { "null" },
+        ),
     }
 }
 
@@ -495,23 +525,23 @@ pub(crate) async fn try_all(
     for step in trial::steps(opening) {
         unfit.extend(trial::unfit(check_statement(&mut lease, step).await)?);
     }
-    trial::try_all(&mut LocalSession(lease), opening, wish, &unfit).await
+    trial::try_all(&mut LocalSession { lease, savepoints: 0, first: 0 }, opening, wish, &unfit).await
 }
 
 // ---- what the service asks besides -----------------------------------------------------------------------------------
 
 impl Server for MariadbResource {
     async fn reserve(&self, batch: &[Arc<Prepare>]) -> Result<Vec<Prepared>, Unavailable> {
-        let mut session = LocalSession(self.workers.lease().await?);
+        let mut session = LocalSession::on(&self.workers).await?;
         let prepared = reserve::prepare(&mut session, &self.opened.operations, batch).await?;
-        session.0.give_back();
+        session.lease.give_back();
         Ok(prepared)
     }
 
     async fn confirm_or_cancel(&self, batch: &[Arc<Decision>]) -> Result<Vec<Decided>, Unavailable> {
-        let mut session = LocalSession(self.deciders.lease().await?);
+        let mut session = LocalSession::on(&self.deciders).await?;
         let decided = reserve::decide(&mut session, &self.opened.operations, batch).await?;
-        session.0.give_back();
+        session.lease.give_back();
         Ok(decided)
     }
 
@@ -539,9 +569,9 @@ impl Server for MariadbResource {
     }
 
     async fn purge_page(&self, page: &Page, in_doubt: &[InDoubt]) -> Result<Purged, Unavailable> {
-        let mut session = LocalSession(self.clerks.lease().await?);
+        let mut session = LocalSession::on(&self.clerks).await?;
         let purged = purge_page(&mut session, page, in_doubt).await?;
-        session.0.give_back();
+        session.lease.give_back();
         Ok(purged)
     }
 
@@ -584,9 +614,9 @@ impl Server for MariadbResource {
     }
 
     async fn redo_together(&self, batch: &[Arc<Prepare>]) -> Result<Option<Vec<Redone>>, Unavailable> {
-        let mut session = LocalSession(self.workers.lease().await?);
+        let mut session = LocalSession::on(&self.workers).await?;
         let redone = reserve::redo(&mut session, &self.opened.operations, batch).await?;
-        session.0.give_back();
+        session.lease.give_back();
         Ok(redone)
     }
 
@@ -678,9 +708,9 @@ impl Server for MariadbResource {
     }
 
     async fn write_resolution(&self, resolution: &Resolution) -> Result<Result<(), Unsettled>, Unavailable> {
-        let mut session = LocalSession(self.clerks.lease().await?);
+        let mut session = LocalSession::on(&self.clerks).await?;
         let resolved = resolve(&mut session, resolution).await?;
-        session.0.give_back();
+        session.lease.give_back();
         Ok(resolved)
     }
 

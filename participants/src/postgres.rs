@@ -4,7 +4,7 @@
 //! xa        BEGIN; SET LOCAL ..; the ledger row; the steps                      in one flight
 //!           PREPARE TRANSACTION gid; look for gid in pg_prepared_xacts          in one flight
 //!           COMMIT PREPARED gid, or ROLLBACK PREPARED gid
-//! reserve   SAVEPOINT; the ledger row; the steps                                in one flight a branch
+//! reserve   a branch: SAVEPOINT; the ledger row; the steps                      all branches in one flight
 //! ```
 //!
 //! How a branch goes through these stands in `xa` and `reserve`.
@@ -44,7 +44,7 @@ use tokio_postgres::{AsyncMessage, Client, Error, NoTls, SimpleQueryMessage, Sta
 
 use crate::books::{Dialect, PATIENCE, TextRow, facts_of};
 use crate::config::ServerSettings;
-use crate::flights::{InFlight, in_order};
+use crate::flights::{InFlight, one_behind_the_other};
 use crate::ledger::{
     LEDGER_ID, LedgerName, LedgerRow, RESTORING, StoredKeyRow, StoredRow, all_steps, bind_seed, check_mode, went_back,
 };
@@ -353,20 +353,24 @@ fn mark(owner: &Owner) -> String {
 struct LocalSession<'a> {
     lease: Lease<'a>,
     begin: String,
-    /// The savepoint of a branch that stays; gone with its transaction.
-    has_savepoint: bool,
+    /// How many savepoints this transaction has had. None takes the name of another: to roll back to the wrong one would take
+    /// branches along that have gone well.
+    savepoints: usize,
+    /// The first of those that were set last, and whether it is still there.
+    first: usize,
+    has_first: bool,
 }
 
 impl PostgresResource {
     async fn session<'a>(&self, pool: &'a Pool, lock_timeout: Duration) -> Result<LocalSession<'a>, Unavailable> {
-        let begin = begin(&self.opened.settings, lock_timeout);
-        Ok(LocalSession { lease: pool.lease().await?, begin, has_savepoint: false })
+        let (lease, begin) = (pool.lease().await?, begin(&self.opened.settings, lock_timeout));
+        Ok(LocalSession { lease, begin, savepoints: 0, first: 0, has_first: false })
     }
 }
 
 impl Session for LocalSession<'_> {
     async fn begin(&mut self) -> Result<(), Trouble> {
-        self.has_savepoint = false;
+        (self.savepoints, self.has_first) = (0, false);
         self.lease.client.batch_execute(&self.begin).await.map_err(|error| trouble(&error))
     }
 
@@ -443,26 +447,37 @@ impl Session for LocalSession<'_> {
         Ok(())
     }
 
-    async fn branch(&mut self, work: &[Work<'_>]) -> Landed {
-        let savepoint = match std::mem::replace(&mut self.has_savepoint, true) {
-            true => "release savepoint branch; savepoint branch",
-            false => "savepoint branch",
+    async fn branches(&mut self, works: &[Vec<Work<'_>>]) -> Vec<Landed> {
+        let own = works.iter().map(Vec::len);
+        // The first of them takes those behind it along.
+        let released = match std::mem::replace(&mut self.has_first, true) {
+            true => format!("release savepoint branch_{}; ", self.first),
+            false => String::new(),
         };
-        let mut flight = vec![Flown::Script(savepoint)];
-        flight.extend(work.iter().map(|work| Flown::Work(*work)));
-        let Landed { mut rows, trouble } = self.lease.fly(&flight).await;
-        rows.drain(..1.min(rows.len()));
-        Landed { rows, trouble }
+        self.first = self.savepoints;
+        self.savepoints += works.len();
+        let savepoint = |number| {
+            let released = if number == self.first { &released } else { "" };
+            format!("{released}savepoint branch_{number}")
+        };
+        let savepoints: Vec<String> = (self.first..self.savepoints).map(savepoint).collect();
+        let mut flight = Vec::with_capacity(works.len() + own.clone().sum::<usize>());
+        for (savepoint, work) in savepoints.iter().zip(works) {
+            flight.push(Flown::Script(savepoint));
+            flight.extend(work.iter().map(|work| Flown::Work(*work)));
+        }
+        self.lease.fly(&flight).await.by_branch(own)
     }
 
     async fn check_deferred(&mut self) -> Result<(), Trouble> {
         self.lease.client.batch_execute("set constraints all immediate").await.map_err(|error| trouble(&error))
     }
 
-    async fn undo_branch(&mut self) -> Result<bool, Trouble> {
-        self.has_savepoint = false;
-        let undo = "rollback to savepoint branch; release savepoint branch";
-        self.lease.client.batch_execute(undo).await.map(|()| true).map_err(|error| trouble(&error))
+    async fn undo_from(&mut self, branch: usize) -> Result<bool, Trouble> {
+        self.has_first &= branch > 0;
+        let number = self.first + branch;
+        let undo = format!("rollback to savepoint branch_{number}; release savepoint branch_{number}");
+        self.lease.client.batch_execute(&undo).await.map(|()| true).map_err(|error| trouble(&error))
     }
 }
 
@@ -478,7 +493,8 @@ pub(crate) async fn try_all(
     for step in trial::steps(opening) {
         unfit.extend(trial::unfit(check_statement(&mut lease, step).await)?);
     }
-    let mut session = LocalSession { lease, begin: begin(settings, settings.lock_timeout), has_savepoint: false };
+    let begin = begin(settings, settings.lock_timeout);
+    let mut session = LocalSession { lease, begin, savepoints: 0, first: 0, has_first: false };
     trial::try_all(&mut session, opening, wish, &unfit).await
 }
 
@@ -983,7 +999,7 @@ impl Connection {
                 Box::pin(async { client.execute(statement, &references(values)).await }) as InFlight<'_, _>
             }
         });
-        for landed in in_order(sent.collect()).await {
+        for landed in one_behind_the_other(sent.collect()).await {
             match landed {
                 Ok(count) => rows.push(count),
                 Err(error) if sqlstate(&error) == "0A000" => {

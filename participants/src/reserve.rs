@@ -8,6 +8,9 @@
 //! ```
 //!
 //! - A batch is one local transaction. A branch that fails is rolled back to its savepoint and refused; the others stay.
+//! - **Branches go many at once**, each behind a savepoint of its own, for a round trip costs more than a branch. After one that
+//!   fails those behind it are done again: at once go as many then as went well before it, and twice as many each time
+//!   that all go well.
 //! - Branches run sorted by their business keys, so that two batches do not wait for each other's ledger rows in a circle; of
 //!   one txid or one key only the first runs in a local transaction, and the next sees what it left.
 //! - **After every error it is asked whether the local transaction is still there**: a deadlock or a full disk ends all of
@@ -18,7 +21,7 @@
 //! - A branch holds no lock between vote and decision, so all checks belong into `reserve`; `confirm` and `cancel` must be
 //!   able to run whatever comes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,7 +34,7 @@ use suture_participants_core::marks::{Candidate, Marks, Purge};
 use suture_participants_core::operations::{self, Operation, Values, statement_failed};
 
 use crate::ledger::{LedgerRow, StoredKeyRow, StoredRow, bind_branch};
-use crate::points::{Act, around};
+use crate::points::{Act, after, around, before};
 use crate::resource::{Decided, Effect, Entry, Fault, Prepared, Redone, Unavailable};
 use crate::trouble::{Blame, Landed, Trouble, busy};
 
@@ -90,16 +93,23 @@ pub(crate) trait Session: Send {
     /// Deletes these rows, and raises these marks. A mark never goes back.
     fn purge(&mut self, purge: &Purge) -> impl Future<Output = Result<(), Trouble>> + Send;
 
-    /// Sets a savepoint and runs these statements, in one round trip where the database can, up to the first that fails.
-    fn branch(&mut self, work: &[Work<'_>]) -> impl Future<Output = Landed> + Send;
+    /// Sets a savepoint before each of these branches and runs them: the first, or as many as go in one round trip, up to the
+    /// first statement that fails. What ran before can be rolled back no more, save all of it.
+    fn branches(&mut self, works: &[Vec<Work<'_>>]) -> impl Future<Output = Vec<Landed>> + Send;
 
     /// Checks now what is checked at the end of a transaction, where the database can; only a trial asks for it.
     fn check_deferred(&mut self) -> impl Future<Output = Result<(), Trouble>> + Send {
         async { Ok(()) }
     }
 
-    /// Rolls back to the last savepoint. `false`: the local transaction is gone, with all branches before this one.
-    fn undo_branch(&mut self) -> impl Future<Output = Result<bool, Trouble>> + Send;
+    /// Rolls back what ran last, from the branch of this number on. `false`: the local transaction is gone, with all branches
+    /// before that one.
+    fn undo_from(&mut self, branch: usize) -> impl Future<Output = Result<bool, Trouble>> + Send;
+
+    /// Runs one branch.
+    fn branch(&mut self, work: &[Work<'_>]) -> impl Future<Output = Landed> + Send {
+        async { self.branches(&[work.to_vec()]).await.into_iter().next().unwrap_or_else(Landed::nothing) }
+    }
 }
 
 /// Why a local transaction came to nothing.
@@ -189,15 +199,11 @@ async fn prepare_together<S: Session>(
     let doing = "preparing";
     around(Act::Begin, session.begin()).await.map_err(|trouble| trouble.unavailable(doing))?;
     let known = look(session, round).await.map_err(|trouble| trouble.unavailable("reading the ledger"))?;
-    let mut prepared = Vec::with_capacity(round.len());
-    for prepare in round {
-        match prepare_one(session, operations, &known, prepare).await {
-            Ok(answer) => prepared.push(answer),
-            Err(broken) => return give_up(session, broken).await,
-        }
+    let tasks = round.iter().map(|prepare| PrepareTask { prepare, course: course(operations, &known, prepare) });
+    match carry_out(session, tasks.collect()).await {
+        Ok(prepared) => commit(session, doing).await.map(|()| prepared),
+        Err(broken) => give_up(session, broken).await,
     }
-    commit(session, doing).await?;
-    Ok(prepared)
 }
 
 /// A branch that breaks its own local transaction is refused in another one.
@@ -225,8 +231,9 @@ async fn refuse_alone<S: Session>(
 ) -> Result<Option<Prepared>, Broken> {
     let doing = "refusing";
     around(Act::Begin, session.begin()).await.map_err(|trouble| trouble.unavailable(doing))?;
-    match refuse(session, prepare, refusal).await {
-        Ok(refused) => commit(session, doing).await.map(|()| refused),
+    let course = PrepareCourse::refuse(prepare, refusal);
+    match carry_out(session, VecDeque::from([PrepareTask { prepare, course }])).await {
+        Ok(mut refused) => commit(session, doing).await.map(|()| refused.pop().flatten()),
         Err(broken) => give_up(session, broken).await,
     }
 }
@@ -266,14 +273,25 @@ impl Known {
     }
 }
 
-/// One branch inside the round's local transaction. `None`: another session has it.
-async fn prepare_one<S: Session>(
-    session: &mut S,
-    operations: &Operations,
-    known: &Known,
-    prepare: &Prepare,
-) -> Result<Option<Prepared>, Broken> {
-    let fault = |fault: Fault| Ok(Some(Prepared::Fault(fault)));
+/// A prepare inside the round's local transaction.
+struct PrepareTask<'a> {
+    prepare: &'a Prepare,
+    course: PrepareCourse<'a>,
+}
+
+/// What becomes of it, as far as one knows.
+enum PrepareCourse<'a> {
+    /// It is answered, or another session has it.
+    Done(Option<Prepared>),
+    /// Its row says no.
+    Refuse(LedgerRow, Refusal),
+    /// It runs.
+    Run(LedgerRow, &'a Operation, Values),
+}
+
+fn course<'a>(operations: &'a Operations, known: &Known, prepare: &Prepare) -> PrepareCourse<'a> {
+    let done = |prepared: Prepared| PrepareCourse::Done(Some(prepared));
+    let fault = |fault: Fault| done(Prepared::Fault(fault));
     let row = match known.row(&prepare.txid) {
         Ok(row) => row,
         Err(broken) => return fault(broken),
@@ -281,8 +299,8 @@ async fn prepare_one<S: Session>(
     let is_below_mark = known.marks.covers(&prepare.txid);
     match (step_of_row(row.as_ref(), is_below_mark, Event::Prepare, &prepare.hash), row) {
         (Ok(Step::Run), _) => {}
-        (Ok(_), Some(row)) => return Ok(Some(Prepared::Answer(row.answer()))),
-        (Ok(Step::AnswerNo), None) => return Ok(Some(Prepared::Answer(answer_without_row()))),
+        (Ok(_), Some(row)) => return done(Prepared::Answer(row.answer())),
+        (Ok(Step::AnswerNo), None) => return done(Prepared::Answer(answer_without_row())),
         (Ok(_), None) => return fault(Fault::BrokenRow),
         (Err(violation), _) => return fault(violation.into()),
     }
@@ -291,30 +309,69 @@ async fn prepare_one<S: Session>(
         Err(broken) => return fault(broken),
     };
     if let Some(refusal) = refusal_by_key(&of_key, prepare.attempt, &prepare.hash) {
-        return refuse(session, prepare, refusal).await;
+        return PrepareCourse::refuse(prepare, refusal);
     }
-    let (operation, values) = match bind_branch(operations, prepare) {
-        Ok(bound) => bound,
-        Err(refusal) => return refuse(session, prepare, refusal).await,
-    };
-    let row = LedgerRow::of(prepare, State::InDoubt, None);
-    let mut work = vec![Work::Insert(&row)];
-    work.extend(operation.prepare.iter().map(|step| Work::Step(step, &values)));
-    work.push(Work::LookAtMark(&prepare.txid));
-    let Landed { rows, trouble } = around(Act::Reserve, session.branch(&work)).await;
-    if rows.is_empty() {
-        return met(session, trouble).await;
+    match bind_branch(operations, prepare) {
+        Ok((operation, values)) => PrepareCourse::Run(LedgerRow::of(prepare, State::InDoubt, None), operation, values),
+        Err(refusal) => PrepareCourse::refuse(prepare, refusal),
     }
-    let failed = match first_failed(&operation.prepare, &rows[1..], trouble) {
-        Ok(None) if rows.last() != Some(&0) => return undo(session, &busy()).await.map(|()| None),
-        Ok(None) => return Ok(Some(Prepared::Answer(Answer::Yes))),
-        Ok(Some(failed)) => failed,
-        Err(unavailable) => return Err(unavailable.into()),
-    };
-    undo(session, &failed.code).await?;
-    let Failed { step, code, cause } = failed;
-    tracing::debug!(txid = %prepare.txid, %code, place = step.place, cause, "refused");
-    refuse(session, prepare, Refusal::with(code)).await
+}
+
+impl PrepareCourse<'_> {
+    fn refuse(prepare: &Prepare, refusal: Refusal) -> Self {
+        Self::Refuse(LedgerRow::of(prepare, State::Refused, Some(&refusal)), refusal)
+    }
+}
+
+impl<'a> Task for PrepareTask<'a> {
+    /// `None`: another session has it.
+    type Done = Option<Prepared>;
+
+    fn act(&self) -> Option<Act> {
+        match self.course {
+            PrepareCourse::Done(_) => None,
+            PrepareCourse::Refuse(..) => Some(Act::RefuseBranch),
+            PrepareCourse::Run(..) => Some(Act::Reserve),
+        }
+    }
+
+    fn work(&self) -> Vec<Work<'_>> {
+        match &self.course {
+            PrepareCourse::Done(_) => Vec::new(),
+            PrepareCourse::Refuse(row, _) => vec![Work::Insert(row), Work::LookAtMark(&self.prepare.txid)],
+            PrepareCourse::Run(row, operation, values) => {
+                let steps = operation.prepare.iter().map(|step| Work::Step(step, values));
+                [Work::Insert(row)].into_iter().chain(steps).chain([Work::LookAtMark(&self.prepare.txid)]).collect()
+            }
+        }
+    }
+
+    fn land(self, Landed { rows, trouble }: Landed) -> Result<Ended<Self>, Broken> {
+        let Self { prepare, course } = self;
+        let instead = |course, code| Ok(Ended::Badly(Self { prepare, course }, code));
+        let has_risen = trouble.is_none() && rows.last() != Some(&0);
+        match course {
+            PrepareCourse::Done(prepared) => Ok(Ended::Well(prepared)),
+            PrepareCourse::Run(_, operation, _) if !rows.is_empty() => {
+                match first_failed(&operation.prepare, &rows[1..], trouble)? {
+                    None if has_risen => instead(PrepareCourse::Done(None), busy()),
+                    None => Ok(Ended::Well(Some(Prepared::Answer(Answer::Yes)))),
+                    Some(Failed { step, code, cause }) => {
+                        tracing::debug!(txid = %prepare.txid, %code, place = step.place, cause, "refused");
+                        instead(PrepareCourse::refuse(prepare, Refusal::with(code.clone())), code)
+                    }
+                }
+            }
+            PrepareCourse::Refuse(_, refusal) if trouble.is_none() && !has_risen => {
+                Ok(Ended::Well(Some(Prepared::Answer(Answer::No(refusal)))))
+            }
+            // Its ledger row is another session's, or one that is purged meanwhile; or the database is at fault.
+            PrepareCourse::Refuse(..) | PrepareCourse::Run(..) => match trouble {
+                Some(trouble) if !trouble.is_met() => Err(trouble.unavailable("opening a branch").into()),
+                Some(_) | None => instead(PrepareCourse::Done(None), busy()),
+            },
+        }
+    }
 }
 
 /// A step that did not do what it must.
@@ -345,27 +402,6 @@ pub(crate) fn first_failed<'a>(
             None => Err(trouble.unavailable("running a step")),
         },
         (Some(trouble), None) => Err(trouble.unavailable("running a branch")),
-    }
-}
-
-/// Its own row, under a savepoint of its own.
-async fn refuse<S: Session>(session: &mut S, prepare: &Prepare, refusal: Refusal) -> Result<Option<Prepared>, Broken> {
-    let row = LedgerRow::of(prepare, State::Refused, Some(&refusal));
-    let work = [Work::Insert(&row), Work::LookAtMark(&prepare.txid)];
-    let Landed { rows, trouble } = around(Act::RefuseBranch, session.branch(&work)).await;
-    match trouble {
-        None if rows.last() != Some(&0) => undo(session, &busy()).await.map(|()| None),
-        None => Ok(Some(Prepared::Answer(Answer::No(refusal)))),
-        trouble => met(session, trouble).await,
-    }
-}
-
-/// A ledger row could not be inserted: another session has it, or the database is at fault.
-async fn met<S: Session>(session: &mut S, trouble: Option<Trouble>) -> Result<Option<Prepared>, Broken> {
-    match trouble {
-        Some(trouble) if trouble.is_met() => undo(session, &busy()).await.map(|()| None),
-        Some(trouble) => Err(trouble.unavailable("opening a branch").into()),
-        None => Err(Unavailable::new("opening a branch", "no answer").into()),
     }
 }
 
@@ -414,86 +450,170 @@ async fn decide_together<S: Session>(
     let (rows, marks) = around(Act::LookLocking, rows_then_marks(session, &txids, true))
         .await
         .map_err(|trouble| trouble.unavailable("reading the ledger"))?;
-    let mut decided = Vec::with_capacity(batch.len());
-    for decision in batch {
-        match decide_one(session, operations, rows.get(&decision.txid), &marks, decision).await {
-            Ok(done) => decided.push(done),
-            Err(broken) => return give_up(session, broken).await,
-        }
+    let tasks = batch.iter().map(|decision| DecideTask {
+        decision,
+        course: course_of_decision(operations, rows.get(&decision.txid), &marks, decision),
+    });
+    match carry_out(session, tasks.collect()).await {
+        Ok(decided) => commit(session, doing).await.map(|()| decided),
+        Err(broken) => give_up(session, broken).await,
     }
-    commit(session, doing).await?;
-    Ok(decided)
 }
 
-async fn decide_one<S: Session>(
-    session: &mut S,
-    operations: &Operations,
-    stored: Option<&StoredRow>,
+/// A decision inside the batch's local transaction.
+struct DecideTask<'a> {
+    decision: &'a Decision,
+    course: DecideCourse<'a>,
+}
+
+/// What becomes of it, as far as one knows.
+enum DecideCourse<'a> {
+    /// Nothing is to be done, or nothing can be.
+    Done(Decided),
+    /// The branch is confirmed or cancelled, and its row set.
+    Finish { name: &'a str, steps: &'a [operations::Step], values: Values, state: State },
+    /// The abort overtook its prepare.
+    Note(LedgerRow),
+}
+
+fn course_of_decision<'a>(
+    operations: &'a Operations,
+    stored: Option<&'a StoredRow>,
     marks: &Marks,
     decision: &Decision,
-) -> Result<Decided, Broken> {
+) -> DecideCourse<'a> {
     let event = match decision.outcome {
         Verdict::Commit => Event::Commit,
         Verdict::Abort => Event::Abort,
     };
     let row = match stored.cloned().map(StoredRow::read).transpose() {
         Ok(row) => row,
-        Err(fault) => return Ok(Err(fault)),
+        Err(fault) => return DecideCourse::Done(Err(fault)),
     };
-    let operation = || stored.and_then(|stored| stored.operation.as_deref()).unwrap_or_default();
+    let finish = |state: State| {
+        let name = stored.and_then(|stored| stored.operation.as_deref()).unwrap_or_default();
+        let Some(operation) = operations.get(name) else {
+            return DecideCourse::Done(Err(Fault::NoOperation { operation: name.to_string() }));
+        };
+        let steps = if state == State::Committed { &operation.confirm } else { &operation.cancel };
+        DecideCourse::Finish { name, steps, values: Operation::bind_txid(&decision.txid), state }
+    };
     match step_of_row(row.as_ref(), marks.covers(&decision.txid), event, &decision.hash) {
-        Ok(Step::Commit) => finish(session, operations, operation(), &decision.txid, State::Committed).await,
-        Ok(Step::RollBack) => finish(session, operations, operation(), &decision.txid, State::Aborted).await,
-        Ok(Step::NoteAbort) => note_abort(session, decision).await,
-        Ok(Step::Nothing) => Ok(Ok(Effect::Repeated)),
-        Ok(Step::Run | Step::AnswerYes | Step::AnswerNo) => Ok(Err(Fault::BrokenRow)),
-        Err(violation) => Ok(Err(violation.into())),
+        Ok(Step::Commit) => finish(State::Committed),
+        Ok(Step::RollBack) => finish(State::Aborted),
+        // The row takes neither key nor attempt: it may be that of a duplicate, and the original is still to come.
+        Ok(Step::NoteAbort) => DecideCourse::Note(LedgerRow::unnamed(&decision.txid, State::Aborted, &decision.hash)),
+        Ok(Step::Nothing) => DecideCourse::Done(Ok(Effect::Repeated)),
+        Ok(Step::Run | Step::AnswerYes | Step::AnswerNo) => DecideCourse::Done(Err(Fault::BrokenRow)),
+        Err(violation) => DecideCourse::Done(Err(violation.into())),
     }
 }
 
-/// Confirms or cancels, and sets the row.
-async fn finish<S: Session>(
-    session: &mut S,
-    operations: &Operations,
-    name: &str,
-    txid: &Txid,
-    state: State,
-) -> Result<Decided, Broken> {
-    let Some(operation) = operations.get(name) else {
-        return Ok(Err(Fault::NoOperation { operation: name.to_string() }));
-    };
-    let steps = if state == State::Committed { &operation.confirm } else { &operation.cancel };
-    let values = Operation::bind_txid(txid);
-    let mut work: Vec<Work<'_>> = steps.iter().map(|step| Work::Step(step, &values)).collect();
-    work.push(Work::Finish(txid, state));
-    let Landed { rows, trouble } = around(Act::Finish, session.branch(&work)).await;
-    if let Some(trouble) = trouble.as_ref().filter(|trouble| trouble.blame == Blame::Busy) {
-        // Whoever is in the way goes; a decision waits for that, and nobody else does.
-        tracing::warn!(%txid, operation = name, code = trouble.code, "a decision waits for somebody else's lock");
-        return Err(Broken::Blocked(trouble.unavailable("running a confirm or cancel step")));
-    }
-    if trouble.is_none() && rows.last() != Some(&1) {
-        return Err(Unavailable::new("deciding", "the ledger row was not changed").into());
-    }
-    match first_failed(steps, &rows[..rows.len().min(steps.len())], trouble) {
-        Ok(None) => Ok(Ok(Effect::Finished)),
-        Ok(Some(Failed { step, code, cause })) => {
-            undo(session, &code).await?;
-            Ok(Err(Fault::Finish { place: step.place.clone(), code: cause }))
+impl Task for DecideTask<'_> {
+    type Done = Decided;
+
+    fn act(&self) -> Option<Act> {
+        match self.course {
+            DecideCourse::Done(_) => None,
+            DecideCourse::Note(_) => Some(Act::NoteAbort),
+            DecideCourse::Finish { .. } => Some(Act::Finish),
         }
-        Err(unavailable) => Err(unavailable.into()),
+    }
+
+    fn work(&self) -> Vec<Work<'_>> {
+        match &self.course {
+            DecideCourse::Done(_) => Vec::new(),
+            DecideCourse::Note(row) => vec![Work::Insert(row)],
+            DecideCourse::Finish { steps, values, state, .. } => {
+                let steps = steps.iter().map(|step| Work::Step(step, values));
+                steps.chain([Work::Finish(&self.decision.txid, *state)]).collect()
+            }
+        }
+    }
+
+    fn land(self, Landed { rows, trouble }: Landed) -> Result<Ended<Self>, Broken> {
+        let Self { decision, course } = self;
+        match (course, trouble) {
+            (DecideCourse::Done(decided), _) => Ok(Ended::Well(decided)),
+            (DecideCourse::Note(_), None) => Ok(Ended::Well(Ok(Effect::NotedAbort))),
+            // Its prepare, in another session: the next look shows it.
+            (DecideCourse::Note(_), Some(trouble)) => Err(trouble.unavailable("noting an abort").into()),
+            (DecideCourse::Finish { name, .. }, Some(trouble)) if trouble.blame == Blame::Busy => {
+                // Whoever is in the way goes; a decision waits for that, and nobody else does.
+                let (txid, code) = (decision.txid, &trouble.code);
+                tracing::warn!(%txid, operation = name, code, "a decision waits for somebody else's lock");
+                Err(Broken::Blocked(trouble.unavailable("running a confirm or cancel step")))
+            }
+            (DecideCourse::Finish { .. }, None) if rows.last() != Some(&1) => {
+                Err(Unavailable::new("deciding", "the ledger row was not changed").into())
+            }
+            (DecideCourse::Finish { steps, .. }, trouble) => {
+                match first_failed(steps, &rows[..rows.len().min(steps.len())], trouble)? {
+                    None => Ok(Ended::Well(Ok(Effect::Finished))),
+                    Some(Failed { step, code, cause }) => {
+                        let fault = Fault::Finish { place: step.place.clone(), code: cause };
+                        Ok(Ended::Badly(Self { decision, course: DecideCourse::Done(Err(fault)) }, code))
+                    }
+                }
+            }
+        }
     }
 }
 
-/// The abort overtook its prepare. The row takes neither key nor attempt: it may be that of a duplicate, and the original is
-/// still to come.
-async fn note_abort<S: Session>(session: &mut S, decision: &Decision) -> Result<Decided, Broken> {
-    let row = LedgerRow::unnamed(&decision.txid, State::Aborted, &decision.hash);
-    match around(Act::NoteAbort, session.branch(&[Work::Insert(&row)])).await.trouble {
-        None => Ok(Ok(Effect::NotedAbort)),
-        // Its prepare, in another session: the next look shows it.
-        Some(trouble) => Err(trouble.unavailable("noting an abort").into()),
+// ---- branches --------------------------------------------------------------------------------------------------------
+
+/// What is to be done with one branch of a batch.
+trait Task: Sized {
+    /// What comes of it.
+    type Done;
+
+    /// What that is, if it is anything.
+    fn act(&self) -> Option<Act>;
+
+    /// Its statements.
+    fn work(&self) -> Vec<Work<'_>>;
+
+    /// What they came to.
+    fn land(self, landed: Landed) -> Result<Ended<Self>, Broken>;
+}
+
+/// How a branch ended.
+enum Ended<T: Task> {
+    /// It stays.
+    Well(T::Done),
+    /// It is rolled back for this reason, and something else is done.
+    Badly(T, Code),
+}
+
+/// As many at once as go well.
+async fn carry_out<S: Session, T: Task>(session: &mut S, mut tasks: VecDeque<T>) -> Result<Vec<T::Done>, Broken> {
+    let mut done = Vec::with_capacity(tasks.len());
+    let most = tasks.len();
+    let mut at_once = most;
+    while !tasks.is_empty() {
+        let works: Vec<Vec<Work<'_>>> = tasks.iter().take(at_once).map(T::work).collect();
+        let acts: Vec<Act> = tasks.iter().take(at_once).filter_map(T::act).collect();
+        acts.iter().copied().for_each(before);
+        let landed = session.branches(&works).await;
+        acts.into_iter().for_each(after);
+        if landed.is_empty() {
+            return Err(Unavailable::new("running a batch", "no answer").into());
+        }
+        at_once = most.min(at_once * 2);
+        for (index, landed) in landed.into_iter().enumerate() {
+            let Some(task) = tasks.pop_front() else { break };
+            match task.land(landed)? {
+                Ended::Well(one) => done.push(one),
+                Ended::Badly(instead, code) => {
+                    undo(session, index, &code).await?;
+                    tasks.push_front(instead);
+                    at_once = index.max(1);
+                    break;
+                }
+            }
+        }
     }
+    Ok(done)
 }
 
 // ---- redo ------------------------------------------------------------------------------------------------------------
@@ -519,43 +639,74 @@ async fn redo_together<S: Session>(
 ) -> Result<Vec<Redone>, Broken> {
     let doing = "doing commits again";
     around(Act::Begin, session.begin()).await.map_err(|trouble| trouble.unavailable(doing))?;
-    let mut redone = Vec::with_capacity(batch.len());
-    for prepare in batch {
-        match redo_one(session, operations, prepare).await {
-            Ok(one) => redone.push(one),
-            Err(broken) => return give_up(session, broken).await,
-        }
+    let tasks = batch.iter().map(|prepare| RedoTask::of(operations, prepare));
+    match carry_out(session, tasks.collect()).await {
+        Ok(redone) => commit(session, doing).await.map(|()| redone),
+        Err(broken) => give_up(session, broken).await,
     }
-    commit(session, doing).await?;
-    Ok(redone)
 }
 
-async fn redo_one<S: Session>(session: &mut S, operations: &Operations, prepare: &Prepare) -> Result<Redone, Broken> {
-    let (operation, values) = match bind_branch(operations, prepare) {
-        Ok(bound) => bound,
-        Err(refusal) => return Ok(Redone::Failed(refusal.code)),
-    };
-    let row = LedgerRow::of(prepare, State::Committed, None);
-    let own_values = Operation::bind_txid(&prepare.txid);
-    let mut work = vec![Work::Insert(&row)];
-    work.extend(operation.prepare.iter().map(|step| Work::Step(step, &values)));
-    work.extend(operation.confirm.iter().map(|step| Work::Step(step, &own_values)));
-    let Landed { rows, trouble } = session.branch(&work).await;
-    let Some((_, rows)) = rows.split_first() else {
-        // The row is there, or its key is another one's: a branch in doubt that is to be decided, or somebody at it.
-        return met(session, trouble).await.map(|_| Redone::Failed(busy()));
-    };
-    let (prepared, confirmed) = rows.split_at(rows.len().min(operation.prepare.len()));
-    let has_confirmed = prepared.len() == operation.prepare.len();
-    let (of_prepare, of_confirm) = if has_confirmed { (None, trouble) } else { (trouble, None) };
-    let failed = match first_failed(&operation.prepare, prepared, of_prepare)? {
-        None if has_confirmed => first_failed(&operation.confirm, confirmed, of_confirm)?,
-        failed => failed,
-    };
-    let Some(Failed { step, code, cause }) = failed else { return Ok(Redone::Done) };
-    undo(session, &code).await?;
-    tracing::debug!(txid = %prepare.txid, %code, place = step.place, cause, "not done again");
-    Ok(Redone::Failed(code))
+/// A commit that is done again inside a local transaction.
+enum RedoTask<'a> {
+    /// It has no effect.
+    Failed(Code),
+    /// It runs, with what its prepare and its confirm bind.
+    Run { prepare: &'a Prepare, row: LedgerRow, operation: &'a Operation, values: Values, own: Values },
+}
+
+impl<'a> RedoTask<'a> {
+    fn of(operations: &'a Operations, prepare: &'a Prepare) -> Self {
+        match bind_branch(operations, prepare) {
+            Ok((operation, values)) => Self::Run {
+                prepare,
+                row: LedgerRow::of(prepare, State::Committed, None),
+                operation,
+                values,
+                own: Operation::bind_txid(&prepare.txid),
+            },
+            Err(refusal) => Self::Failed(refusal.code),
+        }
+    }
+}
+
+impl Task for RedoTask<'_> {
+    type Done = Redone;
+
+    fn act(&self) -> Option<Act> {
+        None
+    }
+
+    fn work(&self) -> Vec<Work<'_>> {
+        let Self::Run { row, operation, values, own, .. } = self else { return Vec::new() };
+        let prepare = operation.prepare.iter().map(|step| Work::Step(step, values));
+        let confirm = operation.confirm.iter().map(|step| Work::Step(step, own));
+        [Work::Insert(row)].into_iter().chain(prepare).chain(confirm).collect()
+    }
+
+    fn land(self, Landed { rows, trouble }: Landed) -> Result<Ended<Self>, Broken> {
+        let (prepare, operation) = match self {
+            Self::Failed(code) => return Ok(Ended::Well(Redone::Failed(code))),
+            Self::Run { prepare, operation, .. } => (prepare, operation),
+        };
+        let instead = |code: Code| Ok(Ended::Badly(Self::Failed(code.clone()), code));
+        let Some((_, rows)) = rows.split_first() else {
+            // The row is there, or its key is another one's: a branch in doubt that is to be decided, or somebody at it.
+            return match trouble {
+                Some(trouble) if !trouble.is_met() => Err(trouble.unavailable("opening a branch").into()),
+                Some(_) | None => instead(busy()),
+            };
+        };
+        let (prepared, confirmed) = rows.split_at(rows.len().min(operation.prepare.len()));
+        let has_prepared = prepared.len() == operation.prepare.len();
+        let (of_prepare, of_confirm) = if has_prepared { (None, trouble) } else { (trouble, None) };
+        let failed = match first_failed(&operation.prepare, prepared, of_prepare)? {
+            None if has_prepared => first_failed(&operation.confirm, confirmed, of_confirm)?,
+            failed => failed,
+        };
+        let Some(Failed { step, code, cause }) = failed else { return Ok(Ended::Well(Redone::Done)) };
+        tracing::debug!(txid = %prepare.txid, %code, place = step.place, cause, "not done again");
+        instead(code)
+    }
 }
 
 // ---- local transactions ----------------------------------------------------------------------------------------------
@@ -570,9 +721,9 @@ async fn commit<S: Session>(session: &mut S, doing: &'static str) -> Result<(), 
     give_up(session, broken).await
 }
 
-/// Rolls the last branch back. If the whole local transaction is gone, `code` is the branch's reason.
-async fn undo<S: Session>(session: &mut S, code: &Code) -> Result<(), Broken> {
-    match around(Act::UndoBranch, session.undo_branch()).await {
+/// Rolls back from this branch on. If the whole local transaction is gone, `code` is the branch's reason.
+async fn undo<S: Session>(session: &mut S, branch: usize, code: &Code) -> Result<(), Broken> {
+    match around(Act::UndoBranch, session.undo_from(branch)).await {
         Ok(true) => Ok(()),
         Ok(false) => Err(Broken::Batch(code.clone())),
         Err(trouble) => Err(trouble.unavailable("rolling a branch back").into()),

@@ -568,7 +568,23 @@ impl Session for Ledger {
         Ok(())
     }
 
-    async fn branch(&mut self, work: &[Work<'_>]) -> Landed {
+    /// One by one: there is no way to spare, and savepoints that lie in one another cost.
+    async fn branches(&mut self, works: &[Vec<Work<'_>>]) -> Vec<Landed> {
+        works.first().map(|work| self.run_branch(work)).into_iter().collect()
+    }
+
+    async fn undo_from(&mut self, _: usize) -> Result<bool, Trouble> {
+        self.has_savepoint = false;
+        if self.connection.is_autocommit() {
+            return Ok(false);
+        }
+        let undone = self.execute("rollback to branch", &[]).and_then(|_| self.execute("release branch", &[]));
+        undone.map(|_| true).map_err(|error| trouble(&error))
+    }
+}
+
+impl Ledger {
+    fn run_branch(&mut self, work: &[Work<'_>]) -> Landed {
         let mut rows = Vec::with_capacity(work.len());
         let savepoint = match self.has_savepoint {
             true => self.execute("release branch", &[]).and_then(|_| self.execute("savepoint branch", &[])),
@@ -585,15 +601,6 @@ impl Session for Ledger {
             }
         }
         Landed { rows, trouble: None }
-    }
-
-    async fn undo_branch(&mut self) -> Result<bool, Trouble> {
-        self.has_savepoint = false;
-        if self.connection.is_autocommit() {
-            return Ok(false);
-        }
-        let undone = self.execute("rollback to branch", &[]).and_then(|_| self.execute("release branch", &[]));
-        undone.map(|_| true).map_err(|error| trouble(&error))
     }
 }
 

@@ -221,7 +221,7 @@ impl<S: Session> Trial<'_, S> {
                 Some(code) => StepResult::Refuses { code, because: format!("{rows} rows") },
             });
         };
-        self.is_gone = !self.session.undo_branch().await.map_err(|trouble| trouble.unavailable("trying a step"))?;
+        self.is_gone = !self.session.undo_from(0).await.map_err(|trouble| trouble.unavailable("trying a step"))?;
         let result = match (trouble.blame, trouble.refuses(step)) {
             (Blame::Unique | Blame::Check | Blame::Busy, Some(code)) => {
                 StepResult::Refuses { code, because: trouble.code }

@@ -264,6 +264,8 @@ async fn mariadb_conforms_in_mode_xa() {
 async fn mariadb_conforms_in_mode_reserve() {
     let db = Db::new(RESERVE).await;
     conforms(&db).await;
+    a_long_batch_loses_only_those_at_fault(&db).await;
+    what_cannot_be_confirmed_holds_up_no_other(&db, async |sql| db.execute(sql).await).await;
     db.drop_database().await;
 }
 

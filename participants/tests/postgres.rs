@@ -313,6 +313,8 @@ async fn a_yes_stands_in_the_list_and_its_row_is_invisible() {
 async fn postgres_conforms_in_mode_reserve() {
     let db = Reserving(Db::new().await);
     conforms(&db).await;
+    a_long_batch_loses_only_those_at_fault(&db).await;
+    what_cannot_be_confirmed_holds_up_no_other(&db, async |sql| db.0.execute(sql).await).await;
     let branch = put(900, "key-900", "i900", "a", 1);
     let bank = db.open().await;
     assert_eq!(prepare_one(&bank, &branch).await, yes());

@@ -111,7 +111,9 @@ impl Bench for File {
 #[tokio::test]
 async fn sqlite_conforms() {
     // A check that is not the account's own answers `statement_failed` in the suite.
-    conforms(&File::new()).await;
+    let file = File::new();
+    conforms(&file).await;
+    a_long_batch_loses_only_those_at_fault(&file).await;
 }
 
 /// E1: the settings belong to the connection and are read back.

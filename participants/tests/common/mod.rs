@@ -356,6 +356,66 @@ async fn a_batch_holds_anything<B: Bench>(bench: &B) {
     assert!(bank.commit(vec![]).await.unwrap().is_empty());
 }
 
+/// In mode reserve, where the branches of a batch may meet one row. Some are refused for their rows, some by an error, among many
+/// that are not.
+pub async fn a_long_batch_loses_only_those_at_fault<B: Bench>(bench: &B) {
+    let bank = bench.open().await;
+    let (money, items) = (bench.number(MONEY).await, bench.number(ITEMS).await);
+    let expected = |n: u64| match n {
+        _ if n % 7 == 3 || (1050..1056).contains(&n) => Some("NO_ACCOUNT"),
+        _ if n % 11 == 5 => Some("DUPLICATE"),
+        _ => None,
+    };
+    let branch = |n: u64| match expected(n) {
+        Some("NO_ACCOUNT") => put(n, &format!("key-{n}"), &format!("i{n}"), "nobody", 1),
+        Some(_) => put(n, &format!("key-{n}"), "i1000", "a", 1),
+        None => put(n, &format!("key-{n}"), &format!("i{n}"), "a", 1),
+    };
+    let batch: Vec<_> = (1000..1100).map(branch).collect();
+    let prepared = bank.prepare(batch.clone()).await.unwrap();
+    for (n, prepared) in (1000..).zip(&prepared) {
+        match expected(n) {
+            None => assert_eq!(*prepared, yes(), "{n}"),
+            Some(refused) => assert_eq!(code(prepared), refused, "{n}"),
+        }
+    }
+    assert_eq!(bank.prepare(batch.clone()).await.unwrap(), prepared, "all of it is in the ledger");
+    let good: Vec<_> =
+        batch.iter().zip(&prepared).filter(|(_, prepared)| **prepared == yes()).map(|(of, _)| of).collect();
+    assert_eq!(bench.number(ITEMS).await - items, good.len() as i64);
+
+    let of = |keep: usize, outcome| {
+        good.iter().enumerate().filter(move |(i, _)| i % 3 == keep).map(move |(_, of)| decision(of, outcome))
+    };
+    let aborts: Vec<_> = of(0, Verdict::Abort).collect();
+    let commits: Vec<_> = of(1, Verdict::Commit).chain(of(2, Verdict::Commit)).collect();
+    assert!(bank.abort(aborts.clone()).await.unwrap().iter().all(|effect| *effect == Ok(Effect::Finished)));
+    assert!(bank.commit(commits.clone()).await.unwrap().iter().all(|effect| *effect == Ok(Effect::Finished)));
+    assert_eq!(bench.number(ITEMS).await - items, commits.len() as i64);
+    assert_eq!(bench.number(MONEY).await, money);
+    assert_eq!(bench.number("select held from account where name = 'a'").await, 0);
+}
+
+/// In mode reserve: the row that a confirm step needs is hidden for a while.
+pub async fn what_cannot_be_confirmed_holds_up_no_other<B: Bench>(bench: &B, execute: impl AsyncFn(&str)) {
+    let bank = bench.open().await;
+    let batch: Vec<_> = (1200..1220).map(|n| put(n, &format!("key-{n}"), &format!("i{n}"), "a", 1)).collect();
+    assert!(bank.prepare(batch.clone()).await.unwrap().iter().all(|prepared| *prepared == yes()));
+    let commits: Vec<_> = batch.iter().map(|of| decision(of, Verdict::Commit)).collect();
+    execute("update item set txid = concat(txid, '-') where id in ('i1205', 'i1206')").await;
+    for (n, decided) in (1200..).zip(bank.commit(commits.clone()).await.unwrap()) {
+        match n {
+            1205 | 1206 => assert!(matches!(decided, Err(Fault::Finish { .. })), "{n}: {decided:?}"),
+            _ => assert_eq!(decided, Ok(Effect::Finished), "{n}"),
+        }
+    }
+    assert_eq!(bank.in_doubt().await.unwrap().len(), 2);
+    execute("update item set txid = left(txid, length(txid) - 1) where id in ('i1205', 'i1206')").await;
+    let finished = bank.commit(commits).await.unwrap();
+    assert_eq!(finished.iter().filter(|decided| **decided == Ok(Effect::Finished)).count(), 2);
+    assert_eq!(bench.number("select held from account where name = 'a'").await, 0);
+}
+
 /// X1, X2: what a payload holds is stored as it is, or refused with a code.
 async fn hostile_values_are_values<B: Bench>(bench: &B) {
     let bank = bench.open().await;
