@@ -55,7 +55,7 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     /// Fill the participants' databases with reference data, derived from the events that need it.
     Seed(seed::SeedArgs),
-    /// Measure how fast a coordinator decides.
+    /// Measure how fast transactions are: with participants that only vote, or with databases made for the run.
     Bench(bench::BenchArgs),
     /// Ask about transactions, or ask for one again.
     Tx(tx::TxArgs),

@@ -1,4 +1,4 @@
-//! `suture bench`: how fast a coordinator decides, over real clients and a real (or the embedded) broker.
+//! How fast a coordinator decides.
 //!
 //! ```text
 //!   submitter --requests--> coordinator --prepares--> N stub participants --votes--> coordinator --decisions--> submitter
@@ -13,8 +13,6 @@
 //! 2. *idle*: one transaction at a time, from the append of its request to the reading of its decision. That is four hops;
 //!    the last one only brings the decision to this program, so the time to the decision's append is one hop less;
 //! 3. *load*: a closed loop with a fixed number of transactions under way, for the rate, and their latencies under that load.
-//!
-//! All on one machine: this shows the cost of a transaction, not how it scales out.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::{self, Write};
@@ -23,21 +21,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use clap::builder::RangedU64ValueParser;
 use hdrhistogram::Histogram;
-use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::TimeValLike;
 use serde_json::value::RawValue;
 use suture_contract::codec::{Message, decode, encode};
-use suture_contract::ids::{Attempt, LogLetters, Participant, RequestHash, Shard, Txid};
-use suture_contract::keys::HashKey;
-use suture_contract::messages::{Ballot, Branch, Decision, Prepare, Request, Vote, Voter};
-use suture_contract::partitioner::shard_of;
+use suture_contract::ids::{Participant, RequestHash, Shard, Txid};
+use suture_contract::messages::{Ballot, Decision, Prepare, Vote, Voter};
 use suture_contract::topic_map::{Topic, participant_group};
 use suture_coordinator::service::CoordinatorSettings;
-use suture_topics::embedded::EmbeddedBroker;
 use suture_topics::membership::{Commit, MemberEvent, Membership};
-use suture_topics::outbox::{Delivery, Outbox};
+use suture_topics::outbox::Outbox;
 use suture_topics::probe::Probe;
 use suture_topics::reader::{Reader, ReaderEvent};
 use suture_topics::settings::KafkaSettings;
@@ -45,46 +37,22 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::{logging, out, random, services};
-
-/// Arguments of `suture bench`.
-#[derive(clap::Args)]
-pub struct BenchArgs {
-    /// How long the load phase lasts.
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
-    seconds: u64,
-    /// A cluster to measure on; without it the embedded broker, whose figures say little.
-    #[arg(long, value_name = "HOST:PORT")]
-    bootstrap: Option<String>,
-    /// Branches of each transaction, each with a participant of its own.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=32))]
-    participants: u8,
-    /// Transactions under way in the load phase.
-    #[arg(long, default_value_t = 2_000, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
-    window: usize,
-    /// Bytes of each branch's payload.
-    #[arg(long, default_value_t = 200)]
-    payload: usize,
-    /// How many single hops and single transactions are timed.
-    #[arg(long, default_value_t = 300, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
-    samples: usize,
-    /// Print a JSON object as the last line of standard output.
-    #[arg(long)]
-    json: bool,
-}
+use super::submitter::Submitter;
+use super::{BenchArgs, PATIENCE, broker, cpu, histogram, hop_topic, letters, micros, ms};
+use crate::{out, services};
 
 /// Between two idle samples, so that one does not meet the tail of the other: its outcome, and the decision's other readers.
 const IDLE: Duration = Duration::from_millis(20);
 
-/// How long anything may take before the run is given up.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a participant may be silent. None is.
+const DEADLINE_MS: u64 = 30_000;
 
 /// Measures and prints.
-pub fn run(args: &BenchArgs, format: logging::Format) -> anyhow::Result<ExitCode> {
-    logging::start(format, "warn");
+pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     services::block_on(async {
-        let (kafka, broker) = broker(args).await?;
-        let bench = Bench::start(args, kafka).await?;
+        let stubs = super::participants("stub", args.participants);
+        let (kafka, broker) = broker(args.bootstrap.clone(), letters()?, stubs.clone()).await?;
+        let bench = Bench::start(args, kafka, stubs).await?;
         let figures = bench.measure(args).await?;
         let mut text = String::new();
         figures.write(&mut text, args, broker.is_some())?;
@@ -94,45 +62,15 @@ pub fn run(args: &BenchArgs, format: logging::Format) -> anyhow::Result<ExitCode
     })
 }
 
-async fn broker(args: &BenchArgs) -> anyhow::Result<(KafkaSettings, Option<EmbeddedBroker>)> {
-    let (bootstrap, participants) = (args.bootstrap.clone(), participants(args));
-    let started = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
-        let Some(bootstrap) = bootstrap else {
-            let broker = EmbeddedBroker::start()?;
-            let kafka = broker.settings("bench".parse()?);
-            broker.create_topics(&kafka, &participants)?;
-            broker.create_topic(&hop_topic(&kafka), 1)?;
-            return Ok((kafka, Some(broker)));
-        };
-        // Topics of their own for each run: end offsets then count the run's records.
-        let prefix = format!("bench-{}", LogLetters::from_random(random::bytes()?)).parse()?;
-        let kafka = KafkaSettings::new(bootstrap, prefix);
-        crate::topics::create_for_demo(&kafka, &participants, &hop_topic(&kafka), 1)?;
-        Ok((kafka, None))
-    });
-    started.await?
-}
-
-fn participants(args: &BenchArgs) -> Vec<Participant> {
-    (1..=args.participants).map(|i| format!("stub-{i}").parse().expect("a valid name")).collect()
-}
-
-fn hop_topic(kafka: &KafkaSettings) -> String {
-    format!("{}.hop", kafka.prefix)
-}
-
 /// Everything that runs during a measurement.
 struct Bench {
     kafka: KafkaSettings,
     participants: Vec<Participant>,
-    key: HashKey,
-    outbox: Outbox,
-    deliveries: mpsc::UnboundedReceiver<Delivery>,
+    submitter: Submitter,
     reader: Reader,
     events: mpsc::Receiver<ReaderEvent>,
     services: JoinSet<anyhow::Result<()>>,
     stop: watch::Sender<bool>,
-    sent: u64,
     payload: Box<RawValue>,
 }
 
@@ -149,9 +87,8 @@ struct Figures {
 }
 
 impl Bench {
-    async fn start(args: &BenchArgs, kafka: KafkaSettings) -> anyhow::Result<Self> {
+    async fn start(args: &BenchArgs, kafka: KafkaSettings, participants: Vec<Participant>) -> anyhow::Result<Self> {
         let (stop, stopped) = watch::channel(false);
-        let participants = participants(args);
         let mut services = JoinSet::new();
         let (for_coordinator, stop_coordinator) = (kafka.clone(), stopped.clone());
         services.spawn(async move {
@@ -161,27 +98,22 @@ impl Bench {
         for participant in &participants {
             services.spawn(stub(kafka.clone(), participant.clone(), stopped.clone()));
         }
-        let (post, deliveries) = mpsc::unbounded_channel();
+        let submitter = Submitter::start(&kafka, &participants, "bench", DEADLINE_MS).await?;
         let (post_event, events) = mpsc::channel(64);
-        let for_clients = kafka.clone();
-        let (outbox, reader) = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
-            let kafka = for_clients;
-            let outbox = Outbox::start(&kafka, "bench", move |delivery| {
-                // The receiver goes away only with the whole bench.
-                let _ = post.send(delivery);
-            })?;
+        let for_reader = kafka.clone();
+        let reader = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
+            let kafka = for_reader;
             let reader = Reader::start(&kafka, &format!("{}.bench", kafka.prefix), post_event)?;
             let decisions = Topic::Decisions.name(&kafka.prefix);
             for partition in 0..i32::from(kafka.partitions) {
                 reader.seek(&decisions, partition, 0);
             }
             reader.seek(&hop_topic(&kafka), 0, 0);
-            Ok((outbox, reader))
+            Ok(reader)
         })
         .await??;
         let payload = RawValue::from_string(format!(r#"{{"text":"{}"}}"#, "x".repeat(args.payload)))?;
-        let key = HashKey::new("bench".parse()?, b"a bench, and no secret")?;
-        Ok(Self { kafka, participants, key, outbox, deliveries, reader, events, services, stop, sent: 0, payload })
+        Ok(Self { kafka, participants, submitter, reader, events, services, stop, payload })
     }
 
     async fn measure(mut self, args: &BenchArgs) -> anyhow::Result<Figures> {
@@ -204,7 +136,7 @@ impl Bench {
         let (cpu_before, started) = (cpu()?, Instant::now());
         let transactions = self.load(Duration::from_secs(args.seconds), args.window, &mut load).await?;
         let (elapsed, cpu) = (started.elapsed(), cpu()? - cpu_before);
-        let total = self.sent;
+        let total = self.submitter.sent;
         let records = self.stop().await?;
         Ok(Figures { hop, idle, load, transactions, elapsed, cpu, total, records })
     }
@@ -212,7 +144,8 @@ impl Bench {
     /// One record from an append to the reader.
     async fn hop(&mut self, into: &mut Histogram<u64>) -> anyhow::Result<()> {
         let (topic, started) = (hop_topic(&self.kafka), Instant::now());
-        self.outbox
+        self.submitter
+            .outbox
             .append(&topic, 0, b"hop", Some(&[b'x'; 300]), "hop", None, 0)
             .map_err(|_| anyhow::anyhow!("full"))?;
         let read = async {
@@ -227,7 +160,7 @@ impl Bench {
         tokio::time::timeout(PATIENCE, read).await.context("a record did not arrive")??;
         into.record(micros(started.elapsed()))?;
         // Its report, so that the next one starts on an idle client.
-        self.deliveries.recv().await.context("the producer has ended")?;
+        self.submitter.deliveries.recv().await.context("the producer has ended")?;
         Ok(())
     }
 
@@ -256,7 +189,7 @@ impl Bench {
                 && asked.len() + under_way.len() < window
                 && until.is_none_or(|until| Instant::now() < until)
             {
-                let (token, shard) = self.ask()?;
+                let (token, shard) = self.submitter.ask(&self.payload)?;
                 asked.insert(token, (shard, Instant::now()));
                 sent += 1;
             }
@@ -264,7 +197,7 @@ impl Bench {
                 return Ok(decided);
             }
             tokio::select! {
-                count = self.deliveries.recv_many(&mut reports, 4_096) => {
+                count = self.submitter.deliveries.recv_many(&mut reports, 4_096) => {
                     if count == 0 { bail!("the producer has ended") }
                     for report in reports.drain(..) {
                         let Some((shard, started)) = asked.remove(&report.token) else { continue };
@@ -302,41 +235,6 @@ impl Bench {
         }
     }
 
-    fn ask(&mut self) -> anyhow::Result<(u64, Shard)> {
-        self.sent += 1;
-        let token = self.sent;
-        // As long as a real key: a rule and 32 hex digits.
-        let business_key = format!("bench:{:032x}:finished", u128::from(token)).parse()?;
-        let branches: Vec<Branch> = self
-            .participants
-            .iter()
-            .map(|participant| Branch {
-                participant: participant.clone(),
-                operation: "bench".to_string(),
-                payload: self.payload.clone(),
-            })
-            .collect();
-        let hash = self.key.request_hash(&business_key, &branches)?;
-        let order_key = format!("patient:{:032x}", u128::from(token));
-        let request = Request {
-            business_key,
-            attempt: Attempt::FIRST,
-            rule: "bench".to_string(),
-            source: None,
-            deadline_ms: 30_000,
-            ordered: false,
-            branches,
-            hash,
-        };
-        let shard = shard_of(order_key.as_bytes(), self.kafka.partitions);
-        let topic = Topic::Requests.name(&self.kafka.prefix);
-        let (key, value) = (order_key.as_bytes(), encode(&request));
-        self.outbox
-            .append(&topic, shard.partition(), key, Some(&value), Request::TYPE, None, token)
-            .map_err(|_| anyhow::anyhow!("the producer's queue is full; use a smaller --window"))?;
-        Ok((token, shard))
-    }
-
     /// Ends everything and counts the records of each topic.
     async fn stop(mut self) -> anyhow::Result<BTreeMap<String, u64>> {
         // Nobody listens any more only if all have ended.
@@ -344,7 +242,7 @@ impl Bench {
         while let Some(ended) = self.services.join_next().await {
             ended.context("a service panicked")??;
         }
-        drop((self.reader, self.outbox));
+        drop((self.reader, self.submitter));
         let (kafka, participants) = (self.kafka, self.participants);
         tokio::task::spawn_blocking(move || {
             let probe = Probe::start(&kafka)?;
@@ -448,7 +346,6 @@ fn yes(prepare: &Prepare, participant: &Participant) -> Vote {
 
 impl Figures {
     fn write(&self, f: &mut impl Write, args: &BenchArgs, embedded: bool) -> fmt::Result {
-        let ms = |histogram: &Histogram<u64>, quantile| histogram.value_at_quantile(quantile) as f64 / 1_000.0;
         let hop = ms(&self.hop, 0.5);
         let to_decision = ms(&self.idle, 0.5) - hop;
         let rate = self.transactions as f64 / self.elapsed.as_secs_f64();
@@ -515,20 +412,4 @@ impl Figures {
         }
         Ok(())
     }
-}
-
-/// Microseconds up to a minute, to three digits.
-fn histogram() -> anyhow::Result<Histogram<u64>> {
-    Ok(Histogram::new_with_bounds(1, 120_000_000, 3)?)
-}
-
-fn micros(duration: Duration) -> u64 {
-    duration.as_micros().clamp(1, 120_000_000) as u64
-}
-
-/// What this process has used, in user and kernel mode.
-fn cpu() -> anyhow::Result<Duration> {
-    let usage = getrusage(UsageWho::RUSAGE_SELF)?;
-    let micros = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
-    Ok(Duration::from_micros(micros.unsigned_abs()))
 }
