@@ -468,11 +468,7 @@ async fn positions_are_kept<B: Bench>(bench: &B) {
     store(vec![]).await;
     let stored = bank.load_positions("suture.decisions".to_string()).await.unwrap();
     assert!(stored.contains(&position("aaaaa", 1, 8)), "none goes back: {stored:?}");
-    // A branch in doubt holds none of them.
-    let branch = put(94, "key-94", "i94", "a", 1);
-    assert_eq!(prepare_one(&bank, &branch).await, yes());
     store(vec![position("aaaaa", 0, 10), position("aaaaa", 1, 11)]).await;
-    assert_eq!(abort(&bank, &branch).await, Ok(Effect::Finished));
     drop(bank);
     let bank = bench.open().await;
     let mut stored = bank.load_positions("suture.decisions".to_string()).await.unwrap();
