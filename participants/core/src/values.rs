@@ -6,7 +6,7 @@
 //! | `integer` | a whole number of 64 bits | integer |
 //! | `decimal` | a number of at most 28 digits, not rounded | numeric (not for SQLite, which has none) |
 //! | `minor` | money: `{"value":15402.80,"currency":"USD"}`, or a number with `currency` or `scale` declared | integer minor units: 1540280 |
-//! | `timestamp` | RFC 3339 with any zone | timestamptz; SQLite: integer milliseconds UTC |
+//! | `timestamp` | RFC 3339 with any zone, to the end of the year 9999 in UTC | timestamptz; SQLite: integer milliseconds UTC |
 //! | `date` | `2020-02-29`; of a timestamp the day as written | date; SQLite: text |
 //! | `json` | anything | compact text |
 //! | `boolean` | true or false | boolean; SQLite: 0 or 1 |
@@ -25,7 +25,7 @@ use serde::Deserialize;
 use serde_json::Value as Json;
 use suture_contract::ids::code;
 use time::format_description::well_known::{Iso8601, Rfc3339};
-use time::{Date, OffsetDateTime};
+use time::{Date, OffsetDateTime, UtcOffset};
 
 /// The code of an amount with more decimals than its currency has.
 pub const AMOUNT: &str = "AMOUNT";
@@ -102,7 +102,7 @@ impl Declared {
             Kind::Integer => found.as_i64().map(Value::Integer),
             Kind::Decimal => exact(found).map(Value::Decimal),
             Kind::Minor => return self.read_minor(found, payload),
-            Kind::Timestamp => found.as_str().and_then(timestamp).map(Value::Timestamp),
+            Kind::Timestamp => found.as_str().and_then(timestamp).and_then(in_utc).map(Value::Timestamp),
             Kind::Date => found.as_str().and_then(day).map(Value::Date),
             Kind::Json => Some(Value::Text(found.to_string())),
             Kind::Boolean => found.as_bool().map(Value::Boolean),
@@ -176,6 +176,11 @@ fn timestamp(text: &str) -> Option<OffsetDateTime> {
     OffsetDateTime::parse(text, &Rfc3339).ok()
 }
 
+/// Drivers convert it too, and panic over a year that no zone of theirs has.
+fn in_utc(at: OffsetDateTime) -> Option<OffsetDateTime> {
+    at.checked_to_offset(UtcOffset::UTC)
+}
+
 fn day(text: &str) -> Option<Date> {
     if text.len() == 10 {
         return Date::parse(text, &Iso8601::DATE).ok();
@@ -233,6 +238,10 @@ mod tests {
         let leap = Some(Value::Date(time::macros::date!(2020 - 02 - 29)));
         assert_eq!(x("date", "\"2020-02-29\""), leap);
         assert_eq!(x("date", "\"2020-02-29T23:30:00-05:00\""), leap, "the day as written");
+        let last = "\"9999-12-31T23:59:59-05:00\"";
+        assert_eq!(x("timestamp", last), None, "the year 10000 in UTC");
+        assert_eq!(x("date", last), Some(Value::Date(time::macros::date!(9999 - 12 - 31))));
+        assert!(x("timestamp", "\"9999-12-31T23:59:59Z\"").is_some());
 
         let others: [(&str, &[&str]); 8] = [
             ("text", &["1", "true", "{}", "\"a\\u0000\"", "null"]),
