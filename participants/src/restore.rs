@@ -5,7 +5,7 @@
 //! decisions, from our own position to the end    aborts, and what is in doubt: as always; other commits: kept
 //! prepares, all that there are                   where those of the commits are; who was in doubt and is not any more
 //! round after round                              commits whose rows are missing: run and committed again, in order
-//! at last                                        who was in doubt: prepared again
+//! at last                                        who was in doubt, or may have been: prepared again
 //! the mark goes                                  and the service begins at its own rows, as always
 //! ```
 //!
@@ -220,6 +220,12 @@ impl<R: Resource> Restore<'_, R> {
             let of_topic = logs.iter().filter(|log| log.topic == topic);
             of_topic.map(|log| (log.shard, log.own, log.reached())).collect()
         };
+        let of_prepares = of_topic(&self.logs, &self.names.prepares);
+        // Before the decisions are: so the decision that let one of an ordered key begin is among those that are read.
+        let mut ends = BTreeMap::new();
+        for &(shard, _, reached) in &of_prepares {
+            ends.insert(shard, range(self.probe, &self.names.prepares, shard, reached).await?.1);
+        }
         let mut behind = BTreeMap::new();
         for (shard, own, reached) in of_topic(&self.logs, &self.names.decisions) {
             let (start, end) = range(self.probe, &self.names.decisions, shard, reached).await?;
@@ -243,19 +249,22 @@ impl<R: Resource> Restore<'_, R> {
             participant = %self.participant, decisions = self.counts.decisions.load(Ordering::Relaxed), noted_aborts, finished,
             faults, kept, "the decisions are read to their end; those kept are commits that may be missing"
         );
-        for (shard, own, reached) in of_topic(&self.logs, &self.names.prepares) {
+        for &(shard, _, reached) in &of_prepares {
             if !behind.contains_key(&shard) {
                 continue;
             }
             let log = range(self.probe, &self.names.prepares, shard, reached).await?;
-            self.read_prepares(shard, log, own.unwrap_or(0)).await?;
+            self.read_prepares(shard, log, ends.get(&shard).copied().unwrap_or_default()).await?;
         }
-        for shard in self.plan.shards_undecided() {
+        let own = of_prepares.iter().map(|(shard, own, _)| (*shard, own.unwrap_or(0))).collect();
+        let acknowledged = of_prepares.iter().map(|(shard, _, reached)| (*shard, reached.unwrap_or(0))).collect();
+        // Above that it has its row, if it was decided below our own position on the decisions.
+        for shard in self.plan.shards_undecided(&own) {
             let stretch = behind.get(&shard).copied().unwrap_or_default();
             self.pass_decided(shard, stretch).await?;
         }
         let redone = self.redo_all().await?;
-        let (prepared, not_prepared) = self.prepare_again().await?;
+        let (prepared, not_prepared) = self.prepare_again(&acknowledged).await?;
         until_answered(|| self.resource.end_restore()).await;
         let Redoing { rounds, redone, known, lost } = redone;
         tracing::warn!(
@@ -317,7 +326,7 @@ impl<R: Resource> Restore<'_, R> {
         }
     }
 
-    async fn read_prepares(&mut self, shard: Shard, log: (u64, u64), own: u64) -> Result<(), ServiceError> {
+    async fn read_prepares(&mut self, shard: Shard, log: (u64, u64), end: u64) -> Result<(), ServiceError> {
         let mut records = self.records(&self.names.prepares, shard, log);
         let mut perhaps = Vec::new();
         while let Some(record) = records.recv().await {
@@ -327,7 +336,7 @@ impl<R: Resource> Restore<'_, R> {
                 Read::Ours(message) => {
                     let bytes = record.value.as_ref().map_or(0, Vec::len);
                     let place = Place { offset: record.offset, bytes };
-                    if self.plan.asked(&message, place, own) {
+                    if self.plan.asked(&message, place, end) {
                         perhaps.push((message.txid, place));
                     }
                 }
@@ -342,7 +351,7 @@ impl<R: Resource> Restore<'_, R> {
         Ok(())
     }
 
-    /// Those of which the ledger knows nothing were in doubt once.
+    /// Those of which the ledger knows nothing may have been in doubt once.
     async fn note_unknown(&mut self, perhaps: Vec<(Txid, Place)>) {
         let places: HashMap<Txid, Place> = perhaps.iter().copied().collect();
         let txids = perhaps.into_iter().map(|(txid, _)| txid).collect();
@@ -449,8 +458,8 @@ impl<R: Resource> Restore<'_, R> {
     }
 
     /// Answers how many said yes again, and how many did not.
-    async fn prepare_again(&self) -> Result<(usize, usize), ServiceError> {
-        let due = self.plan.to_prepare();
+    async fn prepare_again(&self, acknowledged: &BTreeMap<Shard, u64>) -> Result<(usize, usize), ServiceError> {
+        let due = self.plan.to_prepare(acknowledged);
         let (mut prepared, mut not_prepared) = (0, 0);
         let mut rest = due.as_slice();
         while !rest.is_empty() {

@@ -3,6 +3,8 @@
 mod common;
 #[path = "service/incidents.rs"]
 mod incidents;
+#[path = "service/restore.rs"]
+mod restore;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -15,16 +15,19 @@
 //! | commit | nothing | trimmed | lost |
 //! | none | a branch in doubt | anything | known |
 //! | none | a row | anything | known |
-//! | none | nothing | below the own position | prepared again |
-//! | none | nothing | above the own position | left to the service |
+//! | none | nothing | there when it began | prepared again |
+//! | none | nothing | came since | left to the service |
 //! | none | nothing | trimmed | left to the service |
 //!
 //! - What is decided as always is so while the decisions are read, and needs no memory. What is done again is kept ([`Plan`]):
 //!   some 150 bytes a commit.
 //! - **In the order of the decisions**: that of the log within a shard, the broker's time between shards. What fails is tried
 //!   again after all others, for it may build on what another shard has decided, until a whole round helps nobody.
-//! - Who said yes, has no decision and stands below the own position was in doubt when the backup was made, and the backup
-//!   does not hold branches in doubt (a dump never does). His vote stands in the log; so he is prepared again, last.
+//! - Who was asked for before bringing back began and has no decision may have said yes, and his vote stands in the log; so he is prepared
+//!   again, last. Below the own position he was in doubt when the backup was made, and the backup does not hold branches in
+//!   doubt (a dump never does). Above it the service will ask for him once more, but his commit may come first, and the
+//!   service reads decisions first. Who never said yes is prepared too early, which is harmless: he is the last that was asked
+//!   for of his order key, for the next one is asked for when he is decided.
 //!
 //! Left out: what the ledger has. Whoever carries the plan out asks the database, in batches.
 
@@ -63,8 +66,8 @@ pub enum Has {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs)]
 pub enum Asked {
-    Below,
-    Above,
+    Before,
+    Since,
     Trimmed,
 }
 
@@ -90,10 +93,10 @@ pub fn course(decision: Option<Verdict>, has: Has, asked: Asked) -> Course {
     match (decision, has, asked) {
         (Some(Verdict::Abort), _, _) | (Some(Verdict::Commit), Has::InDoubt, _) => Course::Decide,
         (Some(Verdict::Commit) | None, Has::Row, _) | (None, Has::InDoubt, _) => Course::Known,
-        (Some(Verdict::Commit), Has::Nothing, Asked::Below | Asked::Above) => Course::Redo,
+        (Some(Verdict::Commit), Has::Nothing, Asked::Before | Asked::Since) => Course::Redo,
         (Some(Verdict::Commit), Has::Nothing, Asked::Trimmed) => Course::Lost,
-        (None, Has::Nothing, Asked::Below) => Course::Prepare,
-        (None, Has::Nothing, Asked::Above | Asked::Trimmed) => Course::Leave,
+        (None, Has::Nothing, Asked::Before) => Course::Prepare,
+        (None, Has::Nothing, Asked::Since | Asked::Trimmed) => Course::Leave,
     }
 }
 
@@ -113,6 +116,13 @@ pub struct Due {
     pub txid: Txid,
     /// Where its prepare is; none, if that is trimmed.
     pub place: Option<Place>,
+}
+
+impl Due {
+    /// Whether its prepare stands below the offset of its shard.
+    pub fn is_below(&self, offsets: &BTreeMap<Shard, u64>) -> bool {
+        self.place.zip(offsets.get(&self.txid.shard)).is_some_and(|(place, offset)| place.offset < *offset)
+    }
 }
 
 /// What is kept of the logs.
@@ -142,7 +152,7 @@ impl Plan {
         let txid = decision.txid;
         let has = if self.in_doubt.contains(&txid) { Has::InDoubt } else { Has::Nothing };
         // Whether there is a row is asked later, of many at once; where the prepare is, the other log tells.
-        if course(Some(decision.outcome), has, Asked::Above) == Course::Decide {
+        if course(Some(decision.outcome), has, Asked::Since) == Course::Decide {
             return true;
         }
         if self.prepares.insert(txid, (decision.hash, None)).is_none() {
@@ -151,9 +161,10 @@ impl Plan {
         false
     }
 
-    /// A prepare was read. `true`: it stands below the own position and no commit of it was read, so it may be one to be
-    /// prepared again ([`Plan::undecided`]) if the ledger has nothing of it. (Of what was aborted it has a row by now.)
-    pub fn asked(&mut self, prepare: &Prepare, place: Place, own: u64) -> bool {
+    /// A prepare was read; `end` is where their log ended when bringing back began. `true`: it stands before that and no commit of it was
+    /// read, so it may be one to be prepared again ([`Plan::undecided`]) if the ledger has nothing of it. (Of what was aborted
+    /// it has a row by now.)
+    pub fn asked(&mut self, prepare: &Prepare, place: Place, end: u64) -> bool {
         if let Some((hash, found)) = self.prepares.get_mut(&prepare.txid) {
             if prepare.hash == *hash {
                 found.get_or_insert(place);
@@ -161,7 +172,7 @@ impl Plan {
             return false;
         }
         let has = if self.in_doubt.contains(&prepare.txid) { Has::InDoubt } else { Has::Nothing };
-        let asked = if place.offset < own { Asked::Below } else { Asked::Above };
+        let asked = if place.offset < end { Asked::Before } else { Asked::Since };
         course(None, has, asked) == Course::Prepare
     }
 
@@ -180,16 +191,18 @@ impl Plan {
         self.prepares.len()
     }
 
-    /// The shards of which something may have to be prepared.
-    pub fn shards_undecided(&self) -> Vec<Shard> {
-        let shards: BTreeSet<Shard> = self.undecided.keys().map(|txid| txid.shard).collect();
+    /// The shards of which something below these offsets may have to be prepared.
+    pub fn shards_undecided(&self, below: &BTreeMap<Shard, u64>) -> Vec<Shard> {
+        let shards: BTreeSet<Shard> =
+            self.undecided.values().filter(|due| due.is_below(below)).map(|due| due.txid.shard).collect();
         shards.into_iter().collect()
     }
 
-    /// What is to be prepared, in the order of the log.
-    pub fn to_prepare(&self) -> Vec<Due> {
+    /// What is to be prepared, in the order of the log. First what lies below these offsets, whose votes are acknowledged: a
+    /// database may have no room for the others.
+    pub fn to_prepare(&self, acknowledged: &BTreeMap<Shard, u64>) -> Vec<Due> {
         let mut due: Vec<Due> = self.undecided.values().copied().collect();
-        due.sort_by_key(|due| (due.txid.shard, due.place.map(|place| place.offset)));
+        due.sort_by_key(|due| (!due.is_below(acknowledged), due.txid.shard, due.place.map(|place| place.offset)));
         due
     }
 
@@ -305,10 +318,10 @@ mod tests {
                 other => panic!("{other}"),
             };
             let asked = match asked.as_str() {
-                "anything" => vec![Asked::Below, Asked::Above, Asked::Trimmed],
-                "in the log" => vec![Asked::Below, Asked::Above],
-                "below the own position" => vec![Asked::Below],
-                "above the own position" => vec![Asked::Above],
+                "anything" => vec![Asked::Before, Asked::Since, Asked::Trimmed],
+                "in the log" => vec![Asked::Before, Asked::Since],
+                "there when it began" => vec![Asked::Before],
+                "came since" => vec![Asked::Since],
                 "trimmed" => vec![Asked::Trimmed],
                 other => panic!("{other}"),
             };
@@ -378,22 +391,27 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_prepared_again_was_asked_before_the_own_position_and_never_decided() {
+    fn what_may_be_prepared_again_was_asked_for_before_it_began_and_never_decided() {
         let mut plan = Plan::new([txid(0, 1)]);
         plan.decided(&decision(txid(0, 2), Verdict::Commit), 2);
         assert!(!plan.asked(&prepare(txid(0, 1), 'a'), at(1), 9), "in doubt");
         assert!(!plan.asked(&prepare(txid(0, 2), 'a'), at(2), 9), "committed");
-        assert!(!plan.asked(&prepare(txid(0, 3), 'a'), at(9), 9), "the service reads it");
+        assert!(!plan.asked(&prepare(txid(0, 3), 'a'), at(9), 9), "nobody has voted on it");
         assert!(plan.asked(&prepare(txid(0, 4), 'a'), at(8), 9));
         assert!(plan.asked(&prepare(txid(0, 5), 'a'), at(7), 9));
-        assert!(plan.shards_undecided().is_empty(), "nobody has looked into the ledger");
+        let below = |offset| BTreeMap::from([(Shard(0), offset), (Shard(1), offset)]);
+        assert!(plan.shards_undecided(&below(9)).is_empty(), "nobody has looked into the ledger");
         plan.undecided(txid(0, 4), at(8));
         plan.undecided(txid(0, 5), at(7));
         plan.undecided(txid(1, 6), at(0));
-        assert_eq!(plan.shards_undecided(), [Shard(0), Shard(1)]);
+        plan.undecided(txid(1, 7), at(8));
+        assert_eq!(plan.shards_undecided(&below(8)), [Shard(0), Shard(1)]);
+        assert_eq!(plan.shards_undecided(&below(7)), [Shard(1)]);
         plan.was_decided(&txid(1, 6));
-        let due: Vec<Txid> = plan.to_prepare().iter().map(|due| due.txid).collect();
-        assert_eq!(due, [txid(0, 5), txid(0, 4)], "in the order of the log");
+        let due = |below: &BTreeMap<Shard, u64>| plan.to_prepare(below).iter().map(|due| due.txid).collect::<Vec<_>>();
+        assert_eq!(due(&below(9)), [txid(0, 5), txid(0, 4), txid(1, 7)], "in the order of the log");
+        let of_one = BTreeMap::from([(Shard(1), 9)]);
+        assert_eq!(due(&of_one), [txid(1, 7), txid(0, 5), txid(0, 4)], "what is acknowledged goes first");
     }
 
     #[test]
