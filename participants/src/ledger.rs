@@ -210,6 +210,15 @@ impl LedgerRow {
     }
 }
 
+/// What a no leaves in the ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnNo {
+    /// A `refused` row: it is voted.
+    Row,
+    /// Nothing: it may be tried again.
+    Nothing,
+}
+
 /// The operation that a prepare names, and its values; or why there are none.
 pub(crate) fn bind_branch<'a>(
     operations: &'a BTreeMap<String, Operation>,

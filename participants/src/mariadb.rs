@@ -55,7 +55,7 @@ use tokio::time::sleep;
 use crate::books::{Dialect, PATIENCE, TextRow, facts_of, facts_text};
 use crate::config::ServerSettings;
 use crate::ledger::{
-    LEDGER_ID, LedgerName, LedgerRow, RESTORING, StoredKeyRow, StoredRow, all_steps, bind_seed, check_marks,
+    LEDGER_ID, LedgerName, LedgerRow, OnNo, RESTORING, StoredKeyRow, StoredRow, all_steps, bind_seed, check_marks,
     check_mode, went_back,
 };
 use crate::needs;
@@ -531,9 +531,9 @@ pub(crate) async fn try_all(
 // ---- what the service asks besides -----------------------------------------------------------------------------------
 
 impl Server for MariadbResource {
-    async fn reserve(&self, batch: &[Arc<Prepare>]) -> Result<Vec<Prepared>, Unavailable> {
+    async fn reserve(&self, batch: &[Arc<Prepare>], on_no: OnNo) -> Result<Vec<Prepared>, Unavailable> {
         let mut session = LocalSession::on(&self.workers).await?;
-        let prepared = reserve::prepare(&mut session, &self.opened.operations, batch).await?;
+        let prepared = reserve::prepare(&mut session, &self.opened.operations, batch, on_no).await?;
         session.lease.give_back();
         Ok(prepared)
     }

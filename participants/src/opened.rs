@@ -99,6 +99,14 @@ impl Resource for OpenedResource {
         }
     }
 
+    async fn prepare_again(&self, batch: Vec<Arc<Prepare>>) -> Result<Vec<Prepared>, Unavailable> {
+        match self {
+            Self::Sqlite(resource) => resource.prepare_again(batch).await,
+            Self::Postgres(resource) => resource.prepare_again(batch).await,
+            Self::Mariadb(resource) => resource.prepare_again(batch).await,
+        }
+    }
+
     async fn commit(&self, batch: Vec<Arc<Decision>>) -> Result<Vec<Decided>, Unavailable> {
         match self {
             Self::Sqlite(resource) => resource.commit(batch).await,

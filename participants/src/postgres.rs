@@ -46,7 +46,8 @@ use crate::books::{Dialect, PATIENCE, TextRow, facts_of};
 use crate::config::ServerSettings;
 use crate::flights::{InFlight, one_behind_the_other};
 use crate::ledger::{
-    LEDGER_ID, LedgerName, LedgerRow, RESTORING, StoredKeyRow, StoredRow, all_steps, bind_seed, check_mode, went_back,
+    LEDGER_ID, LedgerName, LedgerRow, OnNo, RESTORING, StoredKeyRow, StoredRow, all_steps, bind_seed, check_mode,
+    went_back,
 };
 use crate::needs;
 use crate::points::{Act, around};
@@ -511,9 +512,9 @@ pub(crate) async fn try_all(
 // ---- what the service asks besides -----------------------------------------------------------------------------------
 
 impl Server for PostgresResource {
-    async fn reserve(&self, batch: &[Arc<Prepare>]) -> Result<Vec<Prepared>, Unavailable> {
+    async fn reserve(&self, batch: &[Arc<Prepare>], on_no: OnNo) -> Result<Vec<Prepared>, Unavailable> {
         let mut session = self.session(&self.workers, self.opened.settings.lock_timeout).await?;
-        let prepared = reserve::prepare(&mut session, &self.opened.operations, batch).await?;
+        let prepared = reserve::prepare(&mut session, &self.opened.operations, batch, on_no).await?;
         session.lease.give_back();
         Ok(prepared)
     }

@@ -33,7 +33,7 @@ use suture_participants_core::branch::{
 use suture_participants_core::marks::{Candidate, Marks, Purge};
 use suture_participants_core::operations::{self, Operation, Values, statement_failed};
 
-use crate::ledger::{LedgerRow, StoredKeyRow, StoredRow, bind_branch};
+use crate::ledger::{LedgerRow, OnNo, StoredKeyRow, StoredRow, bind_branch};
 use crate::points::{Act, after, around, before};
 use crate::resource::{Decided, Effect, Entry, Fault, Prepared, Redone, Unavailable};
 use crate::trouble::{Blame, Landed, Trouble, busy};
@@ -137,6 +137,7 @@ pub(crate) async fn prepare<S: Session>(
     session: &mut S,
     operations: &Operations,
     batch: &[Arc<Prepare>],
+    on_no: OnNo,
 ) -> Result<Vec<Prepared>, Unavailable> {
     let mut prepared: Vec<Option<Prepared>> = batch.iter().map(|_| None).collect();
     let mut open: Vec<usize> = (0..batch.len()).collect();
@@ -145,7 +146,7 @@ pub(crate) async fn prepare<S: Session>(
     while !open.is_empty() {
         let (now, mut later) = without_repeats(batch, &open);
         let round: Vec<&Prepare> = now.iter().map(|index| &*batch[*index]).collect();
-        let answers = prepare_round(session, operations, &round).await?;
+        let answers = prepare_round(session, operations, &round, on_no).await?;
         let answered = answers.iter().any(Option::is_some);
         for (index, answer) in now.into_iter().zip(answers) {
             match answer {
@@ -178,15 +179,16 @@ async fn prepare_round<S: Session>(
     session: &mut S,
     operations: &Operations,
     round: &[&Prepare],
+    on_no: OnNo,
 ) -> Result<Vec<Option<Prepared>>, Unavailable> {
-    match prepare_together(session, operations, round).await {
+    match prepare_together(session, operations, round, on_no).await {
         Ok(prepared) => return Ok(prepared),
         Err(Broken::Unavailable(unavailable) | Broken::Blocked(unavailable)) => return Err(unavailable),
         Err(Broken::Batch(_)) => {}
     }
     let mut prepared = Vec::with_capacity(round.len());
     for prepare in round {
-        prepared.push(prepare_alone(session, operations, prepare).await?);
+        prepared.push(prepare_alone(session, operations, prepare, on_no).await?);
     }
     Ok(prepared)
 }
@@ -195,11 +197,13 @@ async fn prepare_together<S: Session>(
     session: &mut S,
     operations: &Operations,
     round: &[&Prepare],
+    on_no: OnNo,
 ) -> Result<Vec<Option<Prepared>>, Broken> {
     let doing = "preparing";
     around(Act::Begin, session.begin()).await.map_err(|trouble| trouble.unavailable(doing))?;
     let known = look(session, round).await.map_err(|trouble| trouble.unavailable("reading the ledger"))?;
-    let tasks = round.iter().map(|prepare| PrepareTask { prepare, course: course(operations, &known, prepare) });
+    let tasks =
+        round.iter().map(|prepare| PrepareTask { prepare, course: course(operations, &known, prepare, on_no), on_no });
     match carry_out(session, tasks.collect()).await {
         Ok(prepared) => commit(session, doing).await.map(|()| prepared),
         Err(broken) => give_up(session, broken).await,
@@ -211,13 +215,14 @@ async fn prepare_alone<S: Session>(
     session: &mut S,
     operations: &Operations,
     prepare: &Prepare,
+    on_no: OnNo,
 ) -> Result<Option<Prepared>, Unavailable> {
-    let code = match prepare_together(session, operations, &[prepare]).await {
+    let code = match prepare_together(session, operations, &[prepare], on_no).await {
         Ok(prepared) => return Ok(prepared.into_iter().flatten().next()),
         Err(Broken::Unavailable(unavailable) | Broken::Blocked(unavailable)) => return Err(unavailable),
         Err(Broken::Batch(code)) => code,
     };
-    match refuse_alone(session, prepare, Refusal::with(code)).await {
+    match refuse_alone(session, prepare, Refusal::with(code), on_no).await {
         Ok(refused) => Ok(refused),
         Err(Broken::Unavailable(unavailable) | Broken::Blocked(unavailable)) => Err(unavailable),
         Err(Broken::Batch(code)) => Err(Unavailable::new("refusing", code)),
@@ -228,11 +233,12 @@ async fn refuse_alone<S: Session>(
     session: &mut S,
     prepare: &Prepare,
     refusal: Refusal,
+    on_no: OnNo,
 ) -> Result<Option<Prepared>, Broken> {
     let doing = "refusing";
     around(Act::Begin, session.begin()).await.map_err(|trouble| trouble.unavailable(doing))?;
-    let course = PrepareCourse::refuse(prepare, refusal);
-    match carry_out(session, VecDeque::from([PrepareTask { prepare, course }])).await {
+    let course = PrepareCourse::refuse(prepare, refusal, on_no);
+    match carry_out(session, VecDeque::from([PrepareTask { prepare, course, on_no }])).await {
         Ok(mut refused) => commit(session, doing).await.map(|()| refused.pop().flatten()),
         Err(broken) => give_up(session, broken).await,
     }
@@ -277,6 +283,7 @@ impl Known {
 struct PrepareTask<'a> {
     prepare: &'a Prepare,
     course: PrepareCourse<'a>,
+    on_no: OnNo,
 }
 
 /// What becomes of it, as far as one knows.
@@ -289,7 +296,7 @@ enum PrepareCourse<'a> {
     Run(LedgerRow, &'a Operation, Values),
 }
 
-fn course<'a>(operations: &'a Operations, known: &Known, prepare: &Prepare) -> PrepareCourse<'a> {
+fn course<'a>(operations: &'a Operations, known: &Known, prepare: &Prepare, on_no: OnNo) -> PrepareCourse<'a> {
     let done = |prepared: Prepared| PrepareCourse::Done(Some(prepared));
     let fault = |fault: Fault| done(Prepared::Fault(fault));
     let row = match known.row(&prepare.txid) {
@@ -309,17 +316,20 @@ fn course<'a>(operations: &'a Operations, known: &Known, prepare: &Prepare) -> P
         Err(broken) => return fault(broken),
     };
     if let Some(refusal) = refusal_by_key(&of_key, prepare.attempt, &prepare.hash) {
-        return PrepareCourse::refuse(prepare, refusal);
+        return PrepareCourse::refuse(prepare, refusal, on_no);
     }
     match bind_branch(operations, prepare) {
         Ok((operation, values)) => PrepareCourse::Run(LedgerRow::of(prepare, State::InDoubt, None), operation, values),
-        Err(refusal) => PrepareCourse::refuse(prepare, refusal),
+        Err(refusal) => PrepareCourse::refuse(prepare, refusal, on_no),
     }
 }
 
 impl PrepareCourse<'_> {
-    fn refuse(prepare: &Prepare, refusal: Refusal) -> Self {
-        Self::Refuse(LedgerRow::of(prepare, State::Refused, Some(&refusal)), refusal)
+    fn refuse(prepare: &Prepare, refusal: Refusal, on_no: OnNo) -> Self {
+        match on_no {
+            OnNo::Row => Self::Refuse(LedgerRow::of(prepare, State::Refused, Some(&refusal)), refusal),
+            OnNo::Nothing => Self::Done(Some(Prepared::Answer(Answer::No(refusal)))),
+        }
     }
 }
 
@@ -347,8 +357,8 @@ impl<'a> Task for PrepareTask<'a> {
     }
 
     fn land(self, Landed { rows, trouble }: Landed) -> Result<Ended<Self>, Broken> {
-        let Self { prepare, course } = self;
-        let instead = |course, code| Ok(Ended::Badly(Self { prepare, course }, code));
+        let Self { prepare, course, on_no } = self;
+        let instead = |course, code| Ok(Ended::Badly(Self { prepare, course, on_no }, code));
         let has_risen = trouble.is_none() && rows.last() != Some(&0);
         match course {
             PrepareCourse::Done(prepared) => Ok(Ended::Well(prepared)),
@@ -358,7 +368,7 @@ impl<'a> Task for PrepareTask<'a> {
                     None => Ok(Ended::Well(Some(Prepared::Answer(Answer::Yes)))),
                     Some(Failed { step, code, cause }) => {
                         tracing::debug!(txid = %prepare.txid, %code, place = step.place, cause, "refused");
-                        instead(PrepareCourse::refuse(prepare, Refusal::with(code.clone())), code)
+                        instead(PrepareCourse::refuse(prepare, Refusal::with(code.clone()), on_no), code)
                     }
                 }
             }

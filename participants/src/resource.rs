@@ -41,6 +41,12 @@ pub trait Resource: Send + Sync + 'static {
     /// Prepares branches, in order. Yes only for what survives a crash. One answer each, in order.
     fn prepare(&self, batch: Vec<Arc<Prepare>>) -> impl Future<Output = Result<Vec<Prepared>, Unavailable>> + Send;
 
+    /// The same for what may have said yes here once. A no leaves nothing, for it is not voted and may be tried again.
+    fn prepare_again(
+        &self,
+        batch: Vec<Arc<Prepare>>,
+    ) -> impl Future<Output = Result<Vec<Prepared>, Unavailable>> + Send;
+
     /// Commits branches. No txid twice in a batch. One answer each, in order.
     fn commit(&self, batch: Vec<Arc<Decision>>) -> impl Future<Output = Result<Vec<Decided>, Unavailable>> + Send;
 

@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use suture_contract::ids::{Code, LogLetters, Participant, Shard, Txid};
+use suture_contract::ids::{Code, LogLetters, Participant, Shard, Txid, code};
 use suture_contract::messages::{Decision, Prepare};
 use suture_contract::topic_map::participant_group;
 use suture_participants_core::branch::Answer;
@@ -41,10 +41,10 @@ use suture_topics::record::Record;
 use suture_topics::scan::{ScanFailure, Scanner};
 use suture_topics::settings::KafkaSettings;
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::envelope::{Read, read_decision, read_prepare};
-use crate::jobs::{Job, decide, prepare, tell_silence, until_answered};
+use crate::jobs::{Job, decide, until_answered};
 use crate::resource::{Effect, Position, Prepared, Redone, Resource};
 use crate::service::{ServiceError, list, unusable};
 use crate::take::{Letters, Names, range};
@@ -64,6 +64,11 @@ const REDO_BATCH: usize = 128;
 /// Most payloads in memory, by number and by bytes.
 const PORTION: usize = 2_000;
 const PORTION_BYTES: usize = 32 << 20;
+
+/// While somebody else's lock is in the way of what is prepared again, so many rounds in a row may help nobody, and the pause
+/// between two of them.
+const ROUNDS_IN_VAIN: u32 = 30;
+const BETWEEN_ROUNDS: Duration = Duration::from_secs(1);
 
 /// Brings the database back, if it went back.
 pub(crate) async fn bring_back<R: Resource>(
@@ -459,48 +464,72 @@ impl<R: Resource> Restore<'_, R> {
 
     /// Answers how many said yes again, and how many did not.
     async fn prepare_again(&self, acknowledged: &BTreeMap<Shard, u64>) -> Result<(usize, usize), ServiceError> {
-        let due = self.plan.to_prepare(acknowledged);
-        let (mut prepared, mut not_prepared) = (0, 0);
-        let mut rest = due.as_slice();
+        let mut due = self.plan.to_prepare(acknowledged);
+        let all = due.len();
+        let mut why = HashMap::new();
+        let mut in_vain = 0;
+        loop {
+            let before = due.len();
+            due = self.round_of_prepares(&due, &mut why).await?;
+            in_vain = if due.len() < before { 0 } else { in_vain + 1 };
+            // What never said yes may wait for those that are in doubt here, and they do not go.
+            let said_yes = due.iter().filter(|due| due.is_below(acknowledged));
+            let is_blocked = said_yes.filter_map(|due| why.get(&due.txid)).any(is_busy);
+            if due.is_empty() || in_vain >= if is_blocked { ROUNDS_IN_VAIN } else { 1 } {
+                break;
+            }
+            if in_vain > 0 {
+                sleep(BETWEEN_ROUNDS).await;
+            }
+        }
+        for due in &due {
+            let (participant, txid, answer) = (self.participant, due.txid, why.get(&due.txid));
+            if due.is_below(acknowledged) {
+                tracing::error!(%participant, %txid, ?answer, "a branch was in doubt here and cannot be prepared again: if it is committed, it is LOST");
+            } else {
+                tracing::warn!(%participant, %txid, ?answer, "a branch is not prepared yet: the service asks for it again");
+            }
+        }
+        Ok((all - due.len(), due.len()))
+    }
+
+    /// Tries all of them once, in order. Answers those that did not say yes.
+    async fn round_of_prepares(
+        &self,
+        due: &[Due],
+        why: &mut HashMap<Txid, Prepared>,
+    ) -> Result<Vec<Due>, ServiceError> {
+        let mut prepared = HashSet::new();
+        let mut rest = due;
         while !rest.is_empty() {
             let (now, later) = portion(rest, PORTION, PORTION_BYTES);
             rest = later;
-            let mut prepares = self.load(now).await?;
-            let jobs: Vec<Job<Prepare>> = now
-                .iter()
-                .filter_map(|due| {
-                    let message = prepares.remove(&due.txid)?;
-                    Some(Job { shard: due.txid.shard, offset: due.place?.offset, message, traceparent: None })
-                })
-                .collect();
-            for batch in jobs.chunks(self.resource.batching().branches) {
-                let mut batch = batch.to_vec();
-                while !batch.is_empty() {
-                    let mut unanswered = Vec::new();
-                    for (job, answer) in prepare(self.resource, batch).await {
-                        let answer = match answer {
-                            Ok(Prepared::Answer(Answer::Yes)) => {
-                                prepared += 1;
-                                continue;
-                            }
-                            Ok(answer) => answer,
-                            Err(unavailable) => {
-                                unanswered.push((job, unavailable));
-                                continue;
-                            }
-                        };
-                        not_prepared += 1;
-                        let (participant, txid) = (self.participant, job.message.txid);
-                        tracing::error!(%participant, %txid, ?answer, "a branch was in doubt here and cannot be prepared again: if it is committed, it is LOST");
+            let prepares = self.load(now).await?;
+            let batch: Vec<Arc<Prepare>> = now.iter().filter_map(|due| prepares.get(&due.txid).cloned()).collect();
+            for batch in batch.chunks(self.resource.batching().branches) {
+                for (prepare, answer) in batch.iter().zip(self.prepare_batch(batch).await) {
+                    match answer {
+                        Prepared::Answer(Answer::Yes) => drop(prepared.insert(prepare.txid)),
+                        Prepared::Answer(Answer::No(_)) | Prepared::Later | Prepared::Fault(_) => {
+                            why.insert(prepare.txid, answer);
+                        }
                     }
-                    if let Some((_, unavailable)) = unanswered.first() {
-                        tell_silence(unavailable);
-                    }
-                    batch = unanswered.into_iter().map(|(job, _)| job).collect();
                 }
             }
         }
-        Ok((prepared, not_prepared))
+        Ok(due.iter().filter(|due| !prepared.contains(&due.txid)).copied().collect())
+    }
+
+    async fn prepare_batch(&self, batch: &[Arc<Prepare>]) -> Vec<Prepared> {
+        // It may be one of them that gets no answer.
+        if let Ok(prepared) = self.resource.prepare_again(batch.to_vec()).await {
+            return prepared;
+        }
+        let mut prepared = Vec::with_capacity(batch.len());
+        for prepare in batch {
+            prepared.extend(until_answered(|| self.resource.prepare_again(vec![Arc::clone(prepare)])).await);
+        }
+        prepared
     }
 
     // ---- reading -----------------------------------------------------------------------------------------------------
@@ -552,6 +581,11 @@ impl<R: Resource> Restore<'_, R> {
         });
         Ok(loaded.await?)
     }
+}
+
+/// Whether somebody is in its way who may go.
+fn is_busy(answer: &Prepared) -> bool {
+    matches!(answer, Prepared::Answer(Answer::No(refusal)) if refusal.code.as_str() == code::BUSY)
 }
 
 /// What became of the commits.

@@ -13,7 +13,7 @@ use suture_participants_core::operations::{Mode, Operation, Seed};
 use suture_participants_core::settle::Unsettled;
 
 use crate::config::ServerSettings;
-use crate::ledger::{LEDGER_ID, LedgerName, RESTORING, StoredRow, states_of};
+use crate::ledger::{LEDGER_ID, LedgerName, OnNo, RESTORING, StoredRow, states_of};
 use crate::resource::{
     Batching, Decided, Entry, Leftover, Noted, Page, Position, Prepared, Purged, Redone, Resolution, Resource,
     SeedError, Stored, Unavailable, Which,
@@ -34,7 +34,11 @@ pub(crate) struct Opened {
 /// A database behind a server: its two modes, and what the service asks besides.
 pub(crate) trait Server: Branches + Send + 'static {
     /// Mode reserve: prepares a batch.
-    fn reserve(&self, batch: &[Arc<Prepare>]) -> impl Future<Output = Result<Vec<Prepared>, Unavailable>> + Send;
+    fn reserve(
+        &self,
+        batch: &[Arc<Prepare>],
+        on_no: OnNo,
+    ) -> impl Future<Output = Result<Vec<Prepared>, Unavailable>> + Send;
 
     /// Mode reserve: carries out decisions.
     fn confirm_or_cancel(
@@ -120,15 +124,11 @@ impl<S: Server> Resource for S {
     }
 
     async fn prepare(&self, batch: Vec<Arc<Prepare>>) -> Result<Vec<Prepared>, Unavailable> {
-        let (doing, patience) = ("preparing", self.opened().settings.patience());
-        if self.opened().mode == Mode::Reserve {
-            return within(patience, doing, self.reserve(&batch)).await;
-        }
-        let mut prepared = Vec::with_capacity(batch.len());
-        for prepare in &batch {
-            prepared.push(within(patience, doing, xa::prepare(self, prepare)).await?);
-        }
-        Ok(prepared)
+        prepare(self, &batch, OnNo::Row).await
+    }
+
+    async fn prepare_again(&self, batch: Vec<Arc<Prepare>>) -> Result<Vec<Prepared>, Unavailable> {
+        prepare(self, &batch, OnNo::Nothing).await
     }
 
     async fn commit(&self, batch: Vec<Arc<Decision>>) -> Result<Vec<Decided>, Unavailable> {
@@ -240,4 +240,16 @@ impl<S: Server> Resource for S {
     async fn seed(&self, name: String, payloads: Vec<Box<RawValue>>) -> Result<u64, SeedError> {
         self.insert_seeds(&name, &payloads).await
     }
+}
+
+async fn prepare<S: Server>(server: &S, batch: &[Arc<Prepare>], on_no: OnNo) -> Result<Vec<Prepared>, Unavailable> {
+    let (doing, patience) = ("preparing", server.opened().settings.patience());
+    if server.opened().mode == Mode::Reserve {
+        return within(patience, doing, server.reserve(batch, on_no)).await;
+    }
+    let mut prepared = Vec::with_capacity(batch.len());
+    for prepare in batch {
+        prepared.push(within(patience, doing, xa::prepare(server, prepare, on_no)).await?);
+    }
+    Ok(prepared)
 }

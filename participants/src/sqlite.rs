@@ -38,7 +38,7 @@ use tokio::sync::oneshot;
 use crate::books::{self, TextRow};
 use crate::config::SqliteSettings;
 use crate::ledger::{
-    LEDGER_ID, LedgerName, RESTORING, StoredKeyRow, StoredRow, all_steps, bind_seed, states_of, went_back,
+    LEDGER_ID, LedgerName, OnNo, RESTORING, StoredKeyRow, StoredRow, all_steps, bind_seed, states_of, went_back,
 };
 use crate::needs;
 use crate::purge::purge_page;
@@ -118,7 +118,11 @@ impl Resource for SqliteResource {
     }
 
     async fn prepare(&self, batch: Vec<Arc<Prepare>>) -> Result<Vec<Prepared>, Unavailable> {
-        self.run(move |ledger| at_once(ledger.prepare(&batch))).await
+        self.run(move |ledger| at_once(ledger.prepare(&batch, OnNo::Row))).await
+    }
+
+    async fn prepare_again(&self, batch: Vec<Arc<Prepare>>) -> Result<Vec<Prepared>, Unavailable> {
+        self.run(move |ledger| at_once(ledger.prepare(&batch, OnNo::Nothing))).await
     }
 
     async fn commit(&self, batch: Vec<Arc<Decision>>) -> Result<Vec<Decided>, Unavailable> {
@@ -235,9 +239,9 @@ impl Ledger {
         Ok(ledger)
     }
 
-    async fn prepare(&mut self, batch: &[Arc<Prepare>]) -> Result<Vec<Prepared>, Unavailable> {
+    async fn prepare(&mut self, batch: &[Arc<Prepare>], on_no: OnNo) -> Result<Vec<Prepared>, Unavailable> {
         let operations = Arc::clone(&self.operations);
-        reserve::prepare(self, &operations, batch).await
+        reserve::prepare(self, &operations, batch, on_no).await
     }
 
     async fn decide(&mut self, batch: &[Arc<Decision>]) -> Result<Vec<Decided>, Unavailable> {

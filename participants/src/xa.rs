@@ -35,7 +35,7 @@ use suture_participants_core::operations::{self, Operation, Values};
 use tokio::time::sleep;
 
 use crate::flights::{InFlight, in_order};
-use crate::ledger::{LedgerRow, StoredRow, bind_branch};
+use crate::ledger::{LedgerRow, OnNo, StoredRow, bind_branch};
 use crate::points::{Act, around};
 use crate::reserve::{Failed, first_failed};
 use crate::resource::{Decided, Effect, Fault, Leftover, Prepared, Unavailable};
@@ -175,7 +175,11 @@ impl Known {
 // ---- prepare ---------------------------------------------------------------------------------------------------------
 
 /// Prepares one branch.
-pub(crate) async fn prepare<B: Branches>(branches: &B, prepare: &Prepare) -> Result<Prepared, Unavailable> {
+pub(crate) async fn prepare<B: Branches>(
+    branches: &B,
+    prepare: &Prepare,
+    on_no: OnNo,
+) -> Result<Prepared, Unavailable> {
     let mut in_progress = false;
     for _ in 0..LOOKS {
         let known = around(Act::Look, branches.look(&prepare.txid)).await?;
@@ -204,6 +208,9 @@ pub(crate) async fn prepare<B: Branches>(branches: &B, prepare: &Prepare) -> Res
             },
             Err(fault) => return Ok(Prepared::Fault(fault)),
         };
+        if on_no == OnNo::Nothing {
+            return Ok(Prepared::Answer(Answer::No(refusal)));
+        }
         let row = LedgerRow::of(prepare, State::Refused, Some(&refusal));
         if around(Act::Refuse, branches.insert_refused(&prepare.txid, row)).await? {
             return Ok(Prepared::Answer(Answer::No(refusal)));

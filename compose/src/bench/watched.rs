@@ -67,6 +67,10 @@ impl<R: Resource> Resource for Watched<R> {
         self.inner.prepare(batch).await
     }
 
+    async fn prepare_again(&self, batch: Vec<Arc<Prepare>>) -> Result<Vec<Prepared>, Unavailable> {
+        self.inner.prepare_again(batch).await
+    }
+
     async fn commit(&self, batch: Vec<Arc<Decision>>) -> Result<Vec<Decided>, Unavailable> {
         let decided = self.inner.commit(batch.clone()).await?;
         self.tell(&batch, &decided);

@@ -32,3 +32,38 @@ async fn a_commit_that_comes_while_a_database_is_brought_back_is_not_lost() {
     assert_eq!(world.number("select count(*) from item where done"), 1);
     running.stop().await;
 }
+
+/// As a backup that holds no branch in doubt: the positions are past their prepares.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_prepared_again_is_tried_until_nothing_is_in_its_way() {
+    let mut world = World::new();
+    let running = world.start().await;
+    let (low, high) = (world.prepare(1, 0, "low"), world.prepare_after(0, 0, "high", "low"));
+    for branch in [&low, &high] {
+        world.ask(branch);
+        assert_eq!(world.ballot(branch).await, YES);
+        world.until_acknowledged(PREPARES, branch.txid.shard.partition(), 1).await;
+    }
+    running.stop().await;
+    let forget = "delete from suture_ledger; delete from item";
+    let again = "insert into suture_meta values ('restoring', 'by hand')";
+    let entered_by_hand = "insert into item (id, txid) values ('low', 'nobody')";
+    let mended = "delete from item where txid = 'nobody'";
+    for (by_hand, prepared) in
+        [(format!("{forget}; {entered_by_hand}"), 1), (mended.to_string(), 2), (forget.to_string(), 2)]
+    {
+        Connection::open(world.file()).unwrap().execute_batch(&format!("{by_hand}; {again}")).unwrap();
+        let running = world.start().await;
+        world.until_counted("select count(*) from suture_meta where name = 'restoring'", 0).await;
+        assert_eq!(world.number("select count(*) from suture_ledger where state = 'in_doubt'"), prepared);
+        assert_eq!(world.number("select count(*) from suture_ledger"), prepared, "a no left nothing");
+        running.stop().await;
+    }
+    let running = world.start().await;
+    for branch in [&low, &high] {
+        world.decide(branch, Verdict::Commit);
+        world.until_acknowledged(DECISIONS, branch.txid.shard.partition(), 1).await;
+    }
+    assert_eq!(world.number("select count(*) from item where done"), 2);
+    running.stop().await;
+}
