@@ -95,6 +95,11 @@ pub(crate) fn incident(participant: &Participant, what: IncidentKind) -> Inciden
     }
 }
 
+/// A record that must not be passed and cannot be obeyed.
+pub(crate) fn unreadable(participant: &Participant, why: &str) -> Incident {
+    Incident { code: why.parse().ok(), ..incident(participant, IncidentKind::Unreadable) }
+}
+
 /// What is known of a transaction by its decision.
 pub(crate) fn about_decision(participant: &Participant, decision: &Decision) -> Incident {
     Incident {

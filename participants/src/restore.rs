@@ -17,12 +17,15 @@
 //! - The new name makes void what the group has acknowledged. It is committed with the service's first positions, which lie
 //!   below: that goes back too.
 //! - Another process that still runs on this database stores no position under the old name: it ends.
+//! - **What a person has let be passed is passed** here too, as far as the backup knows of it. Another record that cannot be read is
+//!   read over, and the service stops in front of it. One of a newer version may be anything, also the prepare of a commit; so
+//!   it is noted, and ends the process until that is upgraded, or a person says that it may be passed.
 //! - Bounded: of a commit its name, hash and place are kept; payloads by the portion.
 //!
 //! Left out: group offsets that have expired (a participant that was away for a week): then nobody knows that the database
 //! went back, and each missing branch is LOST when its commit is met.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -44,8 +47,9 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::envelope::{Read, read_decision, read_prepare};
+use crate::incidents::{self, skipped};
 use crate::jobs::{Job, decide, until_answered};
-use crate::resource::{Effect, Position, Prepared, Redone, Resource};
+use crate::resource::{Effect, Position, Prepared, Redone, Resource, Which};
 use crate::service::{ServiceError, list, unusable};
 use crate::take::{Letters, Names, range};
 
@@ -98,6 +102,7 @@ pub(crate) async fn bring_back<R: Resource>(
         }
     }
     let in_doubt = until_answered(|| resource.in_doubt()).await;
+    let skipped = skipped(&until_answered(|| resource.noted(Which::All)).await);
     let counts = Counts::default();
     let mut restore = Restore {
         kafka,
@@ -106,7 +111,8 @@ pub(crate) async fn bring_back<R: Resource>(
         resource,
         probe,
         names,
-        requests: letters.requests,
+        letters,
+        skipped,
         logs,
         plan: Plan::new(in_doubt.into_iter().map(|waiting| waiting.txid)),
         counts: &counts,
@@ -204,7 +210,8 @@ struct Restore<'a, R> {
     resource: &'a R,
     probe: &'a Arc<Probe>,
     names: &'a Names,
-    requests: LogLetters,
+    letters: Letters,
+    skipped: BTreeSet<incidents::Place>,
     logs: Vec<Log>,
     plan: Plan,
     counts: &'a Counts,
@@ -297,14 +304,9 @@ impl<R: Resource> Restore<'_, R> {
                     }
                 }
                 Read::Passed | Read::Odd(_) => {}
-                Read::Stop(why @ "newer_version") => {
-                    return Err(ServiceError::Restore(unusable("decision", &record, why)));
-                }
-                // The service stops this shard here as well.
                 Read::Stop(why) => {
-                    let problem = unusable("decision", &record, why);
-                    tracing::error!(participant = %self.participant, %shard, problem, "this shard is brought back no further");
-                    break;
+                    let letters = self.letters.decisions;
+                    self.read_over("decision", (&self.names.decisions, letters), shard, &record, why).await?;
                 }
             }
             if batch.len() == BATCH {
@@ -337,7 +339,7 @@ impl<R: Resource> Restore<'_, R> {
         while let Some(record) = records.recv().await {
             let record = record.map_err(unread)?;
             add(&self.counts.prepares, 1);
-            match read_prepare(&record, self.requests) {
+            match read_prepare(&record, self.letters.requests) {
                 Read::Ours(message) => {
                     let bytes = record.value.as_ref().map_or(0, Vec::len);
                     let place = Place { offset: record.offset, bytes };
@@ -346,7 +348,10 @@ impl<R: Resource> Restore<'_, R> {
                     }
                 }
                 Read::Passed | Read::Odd(_) => {}
-                Read::Stop(why) => return Err(ServiceError::Restore(unusable("prepare", &record, why))),
+                Read::Stop(why) => {
+                    let letters = self.letters.prepares;
+                    self.read_over("prepare", (&self.names.prepares, letters), shard, &record, why).await?;
+                }
             }
             if perhaps.len() == BATCH {
                 self.note_unknown(std::mem::take(&mut perhaps)).await;
@@ -354,6 +359,30 @@ impl<R: Resource> Restore<'_, R> {
         }
         self.note_unknown(perhaps).await;
         Ok(())
+    }
+
+    /// A record in front of which the service stops, unless a person has let it be passed. What is behind it is brought back all the
+    /// same: no position moves here, and when the service goes on it goes on at decisions.
+    async fn read_over(
+        &self,
+        what: &str,
+        (topic, letters): (&str, LogLetters),
+        shard: Shard,
+        record: &Record,
+        why: &'static str,
+    ) -> Result<(), ServiceError> {
+        let place = incidents::Place { topic: topic.to_string(), letters, shard, offset: record.offset };
+        if self.skipped.contains(&place) {
+            return Ok(());
+        }
+        let (participant, problem) = (self.participant, unusable(what, record, why));
+        if why != "newer_version" {
+            tracing::error!(%participant, %shard, problem, "read over while the database is brought back");
+            return Ok(());
+        }
+        let entry = incidents::entry_at(&place, incidents::unreadable(participant, why));
+        until_answered(|| self.resource.note(vec![entry.clone()])).await;
+        Err(ServiceError::Restore(format!("{problem}; see `suture participant {participant} lost`")))
     }
 
     /// Those of which the ledger knows nothing may have been in doubt once.
@@ -556,7 +585,7 @@ impl<R: Resource> Restore<'_, R> {
             }
         }
         let (kafka, group) = (self.kafka.clone(), self.group.to_string());
-        let (topic, requests) = (self.names.prepares.clone(), self.requests);
+        let (topic, requests) = (self.names.prepares.clone(), self.letters.requests);
         let loaded = suture_topics::failure::until_answered(move || {
             let mut scanner = Scanner::start(&kafka, &group)?;
             let mut prepares = HashMap::new();

@@ -536,8 +536,7 @@ impl<R: Resource> Service<R> {
     fn on_unreadable(&mut self, what: &str, topic: String, letters: LogLetters, record: &Record, why: &'static str) {
         let Some(shard) = Shard::of_partition(record.partition) else { return };
         let place = Place { topic, letters, shard, offset: record.offset };
-        let about = incidents::incident(&self.participant, IncidentKind::Unreadable);
-        let unreadable = Incident { code: why.parse().ok(), ..about };
+        let unreadable = incidents::unreadable(&self.participant, why);
         self.on_incident(place, unreadable, &unusable(what, record, why));
     }
 

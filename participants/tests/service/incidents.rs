@@ -50,17 +50,17 @@ impl Told {
     }
 }
 
-fn said() -> Said {
+pub fn said() -> Said {
     Said::new("maria", "ticket 4711").unwrap()
 }
 
-fn place(world: &World, topic: &str, shard: u16, offset: u64) -> Place {
+pub fn place(world: &World, topic: &str, shard: u16, offset: u64) -> Place {
     let letters = Probe::start(&world.kafka).unwrap().letters(topic).unwrap();
     Place { topic: topic.to_string(), letters, shard: suture_contract::ids::Shard(shard), offset }
 }
 
 /// Until something is noted about a transaction, as an operator would look for it.
-async fn until_listed(resource: &OpenedResource, is_it: impl Fn(&Incident) -> bool) -> incidents::Listed {
+pub async fn until_listed(resource: &OpenedResource, is_it: impl Fn(&Incident) -> bool) -> incidents::Listed {
     let looking = async {
         loop {
             let listed = incidents::list(resource).await.unwrap();
