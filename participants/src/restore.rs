@@ -432,14 +432,18 @@ impl<R: Resource> Restore<'_, R> {
             }
             tracing::info!(participant = %self.participant, left = due.len(), round = redoing.rounds, "commits that failed are tried again");
         }
-        redoing.lost = due.iter().map(|due| due.txid).collect();
-        for due in due.iter().take(TOLD_ONE_BY_ONE) {
-            let code = why.get(&due.txid).map_or_else(|| "no_prepare".to_string(), Code::to_string);
-            let (participant, txid, shard) = (self.participant, due.txid, due.txid.shard);
+        // The answer to a COMMIT may have been missed; what was asked again then has met its own row.
+        for due in due.chunks(PORTION) {
+            redoing.lost.extend(self.unknown(due.iter().map(|due| due.txid).collect()).await);
+        }
+        redoing.known += due.len() - redoing.lost.len();
+        for txid in redoing.lost.iter().take(TOLD_ONE_BY_ONE) {
+            let code = why.get(txid).map_or_else(|| "no_prepare".to_string(), Code::to_string);
+            let (participant, shard) = (self.participant, txid.shard);
             tracing::error!(%participant, %txid, %shard, code, "LOST: a commit cannot be brought back; its shard will stop there");
         }
-        if due.len() > TOLD_ONE_BY_ONE {
-            tracing::error!(participant = %self.participant, lost = due.len(), txids = list(&redoing.lost), "LOST: these and more");
+        if redoing.lost.len() > TOLD_ONE_BY_ONE {
+            tracing::error!(participant = %self.participant, lost = redoing.lost.len(), txids = list(&redoing.lost), "LOST: these and more");
         }
         Ok(redoing)
     }
