@@ -82,6 +82,8 @@ const DECISION_LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The longest script of one branch, in bytes; the server must take somewhat more at once (`needs`).
 const LONGEST_SCRIPT: usize = 12 << 20;
+/// Room in it for what is no step of an operation and stands behind the steps.
+const LONGEST_END: usize = 1 << 10;
 /// A script takes no more branches when it is so long: nothing is won by then.
 const LONG_SCRIPT: usize = 1 << 20;
 
@@ -1021,16 +1023,32 @@ impl Dial for Dialer {
     }
 }
 
-/// Sends statements in one round trip, up to the first that fails. Between them stands one that cannot fail, so that an
-/// error while rows are read is told from an error of the statement that comes next.
-async fn send(connection: &mut Conn, script: &[String]) -> Landed {
-    let mut rows = Vec::with_capacity(script.len());
-    // A comment at the end of a statement ends with its line.
-    let script_text = script.join("\n; do 0; ");
-    if script_text.len() > LONGEST_SCRIPT {
-        return Landed { rows, trouble: Some(Trouble { blame: Blame::Statement, code: "too long".to_string() }) };
+/// A comment at the end of a statement ends with its line.
+const BETWEEN: &str = "\n; do 0; ";
+
+/// How many statements of a script are sent: all, or those before the one with which it is too long.
+fn sendable(script: &[String]) -> usize {
+    let ends = script.iter().scan(0, |end, statement| {
+        *end += statement.len() + BETWEEN.len();
+        Some(*end)
+    });
+    let ends: Vec<usize> = ends.collect();
+    match ends.last() {
+        Some(end) if *end > LONGEST_SCRIPT => ends.partition_point(|end| *end <= LONGEST_SCRIPT - LONGEST_END),
+        Some(_) | None => script.len(),
     }
-    let mut result = match connection.query_iter(script_text).await {
+}
+
+/// Sends statements in one round trip, up to the first that fails, or with which the script is too long: that one is to blame. Between
+/// them stands one that cannot fail, so that an error while rows are read is told from an error of the statement that comes next.
+async fn send(connection: &mut Conn, script: &[String]) -> Landed {
+    let (script, too_long) = script.split_at(sendable(script));
+    let too_long = (!too_long.is_empty()).then(|| Trouble { blame: Blame::Statement, code: "too long".to_string() });
+    let mut rows = Vec::with_capacity(script.len());
+    if script.is_empty() {
+        return Landed { rows, trouble: too_long };
+    }
+    let mut result = match connection.query_iter(script.join(BETWEEN)).await {
         Ok(result) => result,
         Err(error) => return Landed { rows, trouble: Some(trouble(&error)) },
     };
@@ -1058,7 +1076,7 @@ async fn send(connection: &mut Conn, script: &[String]) -> Landed {
             break;
         }
     }
-    Landed { rows, trouble: None }
+    Landed { rows, trouble: too_long }
 }
 
 /// Runs statements whose answers do not matter.
@@ -1239,6 +1257,23 @@ mod tests {
         let at = time::macros::datetime!(2020-02-29 01:02:03.004005 +01:00);
         assert_eq!(literal(&Value::Timestamp(at)), "timestamp'2020-02-29 00:02:03.004005'");
         assert_eq!(literal(&Value::Date(time::macros::date!(0990 - 01 - 02))), "date'0990-01-02'");
+    }
+
+    #[test]
+    fn what_is_sent_ends_before_the_statement_that_makes_it_too_long() {
+        let script = |lengths: &[usize]| lengths.iter().map(|length| "x".repeat(*length)).collect::<Vec<_>>();
+        let (half, all) = (LONGEST_SCRIPT / 2, LONGEST_SCRIPT);
+        let cases: [(&str, &[usize], usize); 6] = [
+            ("a short one", &[9, 9], 2),
+            ("just as long as it may be", &[9, all - 9 - 2 * BETWEEN.len()], 2),
+            ("one step that is too long", &[9, all, 9], 1),
+            ("two of them together", &[9, half, half, 9], 2),
+            ("a look behind the steps is never to blame", &[9, all - 100, 200], 1),
+            ("nothing else", &[all + 1], 0),
+        ];
+        for (what, lengths, expected) in cases {
+            assert_eq!(sendable(&script(lengths)), expected, "{what}");
+        }
     }
 
     #[test]

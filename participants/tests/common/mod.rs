@@ -447,6 +447,14 @@ async fn hostile_values_are_values<B: Bench>(bench: &B) {
     let long = "x".repeat(1 << 20);
     let branch = prepare(120, "key-120", 1, &format!(r#"{{"id":"i120","account":"{long}","amount":1}}"#));
     assert_eq!(code(&prepare_one(&bank, &branch).await), "NO_ACCOUNT", "there is none of that name");
+    // As a script it may be longer than a server takes at once.
+    let long = long.repeat(8);
+    let branch = prepare(121, "key-121", 1, &format!(r#"{{"id":"i121","account":"{long}","amount":1}}"#));
+    let prepared = prepare_one(&bank, &branch).await;
+    assert!(["NO_ACCOUNT", "statement_failed"].contains(&code(&prepared)), "{prepared:?}");
+    let branch = put(122, "key-122", "i122", "a", 1);
+    assert_eq!(prepare_one(&bank, &branch).await, yes(), "nothing is left of it");
+    assert_eq!(abort(&bank, &branch).await, Ok(Effect::Finished));
     assert_eq!(bench.number(ITEMS).await, items);
 }
 
