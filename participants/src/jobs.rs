@@ -8,7 +8,7 @@ use suture_contract::ids::Shard;
 use suture_contract::messages::{Decision, Prepare, Verdict};
 use tokio::time::sleep;
 
-use crate::resource::{Decided, Prepared, Resource, Unavailable};
+use crate::resource::{Decided, Effect, Prepared, Resource, Unavailable};
 
 /// How long a question that the database did not answer rests.
 const RETRY_AFTER: Duration = Duration::from_millis(250);
@@ -61,28 +61,73 @@ async fn prepare_or_divide<R: Resource>(
     Ok(divided)
 }
 
-/// Carries out a batch in rounds: a txid that comes again waits for the round after, so that its order is the log's.
+/// Carries out a batch in rounds: a txid that comes again waits for the round after, so that its order is the log's. What the
+/// database does not carry out alone is to be asked for again, with all behind it of its txid. Not here, because the decisions
+/// of others must not wait for that.
 pub(crate) async fn decide<R: Resource>(resource: &R, batch: Vec<Job<Decision>>) -> Vec<(Job<Decision>, Decided)> {
     let mut decided = Vec::with_capacity(batch.len());
+    let mut stuck = BTreeSet::new();
     let mut rest = batch;
     while !rest.is_empty() {
         let mut seen = BTreeSet::new();
         let (round, again): (Vec<_>, Vec<_>) = rest.into_iter().partition(|job| seen.insert(job.message.txid));
         rest = again;
+        let (behind, round): (Vec<_>, Vec<_>) = round.into_iter().partition(|job| stuck.contains(&job.message.txid));
+        decided.extend(behind.into_iter().map(|job| (job, Ok(Effect::Later))));
         let (commits, aborts): (Vec<_>, Vec<_>) =
             round.into_iter().partition(|job| job.message.outcome == Verdict::Commit);
-        let messages = |jobs: &[Job<Decision>]| jobs.iter().map(|job| Arc::clone(&job.message)).collect::<Vec<_>>();
-        let (to_commit, to_abort) = (messages(&commits), messages(&aborts));
-        if !to_commit.is_empty() {
-            let committed = until_answered(|| resource.commit(to_commit.clone())).await;
-            decided.extend(commits.into_iter().zip(committed));
-        }
-        if !to_abort.is_empty() {
-            let aborted = until_answered(|| resource.abort(to_abort.clone())).await;
-            decided.extend(aborts.into_iter().zip(aborted));
+        for (outcome, jobs) in [(Verdict::Commit, commits), (Verdict::Abort, aborts)] {
+            let messages: Vec<Arc<Decision>> = jobs.iter().map(|job| Arc::clone(&job.message)).collect();
+            if messages.is_empty() {
+                continue;
+            }
+            let answers = until_answered(|| decide_or_divide(resource, outcome, &messages)).await;
+            for (job, answer) in jobs.into_iter().zip(answers) {
+                if answer == Ok(Effect::Later) {
+                    stuck.insert(job.message.txid);
+                }
+                decided.push((job, answer));
+            }
         }
     }
     decided
+}
+
+/// The same after a rest, for what was not carried out before.
+pub(crate) async fn decide_again<R: Resource>(
+    resource: &R,
+    batch: Vec<Job<Decision>>,
+) -> Vec<(Job<Decision>, Decided)> {
+    sleep(RETRY_AFTER).await;
+    decide(resource, batch).await
+}
+
+/// If the database does not answer it may be because of one of them. Whether it is the database shows something else that it
+/// is asked.
+async fn decide_or_divide<R: Resource>(
+    resource: &R,
+    outcome: Verdict,
+    batch: &[Arc<Decision>],
+) -> Result<Vec<Decided>, Unavailable> {
+    let ask = async |batch: &[Arc<Decision>]| match outcome {
+        Verdict::Commit => resource.commit(batch.to_vec()).await,
+        Verdict::Abort => resource.abort(batch.to_vec()).await,
+    };
+    if let Ok(decided) = ask(batch).await {
+        return Ok(decided);
+    }
+    let mut divided = Vec::with_capacity(batch.len());
+    for decision in batch {
+        match ask(std::slice::from_ref(decision)).await {
+            Ok(mut alone) => divided.append(&mut alone),
+            Err(Unavailable { doing, code }) => {
+                resource.in_doubt().await?;
+                tracing::warn!(txid = %decision.txid, doing, code, "a decision is not carried out; asking again");
+                divided.push(Ok(Effect::Later));
+            }
+        }
+    }
+    Ok(divided)
 }
 
 /// Asks the database until it answers. Says once that it does not, and once that it does again.

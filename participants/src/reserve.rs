@@ -429,10 +429,9 @@ pub(crate) async fn decide<S: Session>(
     match decide_together(session, operations, batch).await {
         Ok(decided) => return Ok(decided),
         Err(Broken::Unavailable(unavailable)) => return Err(unavailable),
-        Err(Broken::Blocked(unavailable)) if batch.len() == 1 => return Err(unavailable),
+        Err(Broken::Blocked(_)) if batch.len() == 1 => return Ok(vec![Ok(Effect::Later)]),
         Err(Broken::Batch(_) | Broken::Blocked(_)) => {}
     }
-    let mut blocked = None;
     let mut decided = Vec::with_capacity(batch.len());
     for decision in batch.chunks(1) {
         match decide_together(session, operations, decision).await {
@@ -442,11 +441,10 @@ pub(crate) async fn decide<S: Session>(
                 let place = "a confirm or cancel step".to_string();
                 decided.push(Err(Fault::Finish { place, code: code.to_string() }));
             }
-            Err(Broken::Blocked(unavailable)) => blocked = Some(unavailable),
+            Err(Broken::Blocked(_)) => decided.push(Ok(Effect::Later)),
         }
     }
-    // What is done is done; it is only a repeat when all of it is asked again.
-    blocked.map_or(Ok(decided), Err)
+    Ok(decided)
 }
 
 async fn decide_together<S: Session>(

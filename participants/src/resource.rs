@@ -172,6 +172,8 @@ pub enum Effect {
     NotedAbort,
     /// Nothing was to be done.
     Repeated,
+    /// Not done: something is in the way of this one alone. To be asked again.
+    Later,
 }
 
 /// What became of a decision.

@@ -48,7 +48,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::envelope::{Read, read_decision, read_prepare};
 use crate::incidents::{self, skipped};
-use crate::jobs::{Job, decide, until_answered};
+use crate::jobs::{Job, decide, decide_again, until_answered};
 use crate::resource::{Effect, Position, Prepared, Redone, Resource, Which};
 use crate::service::{ServiceError, list, unusable};
 use crate::take::{Letters, Names, range};
@@ -318,18 +318,27 @@ impl<R: Resource> Restore<'_, R> {
     }
 
     async fn decide(&self, batch: Vec<Job<Decision>>, done: &mut Done) {
-        for (job, decided) in decide(self.resource, batch).await {
-            match decided {
-                Ok(Effect::NotedAbort) => done.noted_aborts += 1,
-                Ok(Effect::Finished) => done.finished += 1,
-                Ok(Effect::Repeated) => {}
-                // The service meets it again and stops the shard.
-                Err(fault) => {
-                    done.faults += 1;
-                    let (participant, txid) = (self.participant, job.message.txid);
-                    tracing::error!(%participant, %txid, %fault, "a decision cannot be carried out");
+        let mut decided = decide(self.resource, batch).await;
+        loop {
+            let mut stuck = Vec::new();
+            for (job, decided) in decided {
+                match decided {
+                    Ok(Effect::NotedAbort) => done.noted_aborts += 1,
+                    Ok(Effect::Finished) => done.finished += 1,
+                    Ok(Effect::Repeated) => {}
+                    Ok(Effect::Later) => stuck.push(job),
+                    // The service meets it again and stops the shard.
+                    Err(fault) => {
+                        done.faults += 1;
+                        let (participant, txid) = (self.participant, job.message.txid);
+                        tracing::error!(%participant, %txid, %fault, "a decision cannot be carried out");
+                    }
                 }
             }
+            if stuck.is_empty() {
+                return;
+            }
+            decided = decide_again(self.resource, stuck).await;
         }
     }
 

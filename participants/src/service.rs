@@ -24,7 +24,9 @@
 //! - Who is in doubt for too long asks for its decision, and never ends a branch by itself. Branches that are over are swept, and
 //!   old rows purged (`upkeep`).
 //! - A database that does not answer is asked again for as long as it takes. Nothing is voted meanwhile. A prepare that it
-//!   does not answer keeps neither its own abort back nor, in a batch, the others.
+//!   does not answer keeps neither its own abort back nor, in a batch, the others. A decision that alone is not carried out (somebody
+//!   else's lock is in its way) keeps back only what is behind it of its transaction, and the positions; it is asked for again
+//!   beside the others.
 //!
 //! One task owns all state. It selects one event, changes the state, and starts what follows as a job; a job only asks
 //! the database, and its end is an event again.
@@ -59,7 +61,7 @@ use crate::alarms::{Alarms, Look};
 use crate::config::UpkeepSettings;
 use crate::envelope::{Read, read_decision, read_prepare};
 use crate::incidents::{self, Place};
-use crate::jobs::{Job, decide, prepare, tell_answers, tell_silence, until_answered};
+use crate::jobs::{Job, decide, decide_again, prepare, tell_answers, tell_silence, until_answered};
 use crate::points::{Act, after, around, before};
 use crate::resource::{Batching, Decided, Effect, Fault, Position, Prepared, Resource, Stored, Unavailable};
 use crate::restore::bring_back;
@@ -79,7 +81,8 @@ const LOOK_AT_LINES_EVERY: Duration = Duration::from_secs(1);
 /// How often it is looked whether a person has settled something, and whether somebody has finished a branch by hand.
 const LOOK_AT_INCIDENTS_EVERY: Duration = Duration::from_secs(1);
 
-/// Most prepares that are held back, each with its payload. With so many none is read before some have run.
+/// Most prepares that are held back, each with its payload. With so many none is read before some have run. So with decisions
+/// that are not carried out.
 const MOST_HELD: usize = 1_000;
 
 /// How often the summary is logged.
@@ -209,6 +212,8 @@ pub async fn run<R: Resource>(
         decision_queue: VecDeque::new(),
         decision_job: JoinSet::new(),
         deciding: HashSet::new(),
+        stuck_decisions: VecDeque::new(),
+        stuck_job: JoinSet::new(),
         held_decisions: Vec::new(),
         take_jobs: JoinSet::new(),
         takes: 0,
@@ -277,9 +282,13 @@ struct Service<R> {
     is_full: bool,
     decision_queue: VecDeque<Job<Decision>>,
     decision_job: JoinSet<Vec<(Job<Decision>, Decided)>>,
-    /// The transactions in that job.
+    /// The transactions in that job, and those of the stuck ones.
     deciding: HashSet<Txid>,
-    /// Decisions of what is being prepared, in the order of the log.
+    /// Decisions that something is in the way of.
+    stuck_decisions: VecDeque<Job<Decision>>,
+    /// Those that are asked for again, beside the others.
+    stuck_job: JoinSet<Vec<(Job<Decision>, Decided)>>,
+    /// Decisions of what is being prepared or decided, in the order of the log.
     held_decisions: Vec<Job<Decision>>,
     take_jobs: JoinSet<(u64, Result<Vec<Taken>, ServiceError>)>,
     /// Counts takes, so that an answer to an old one is known.
@@ -356,7 +365,7 @@ impl<R: Resource> Service<R> {
             tokio::select! {
                 () = stopped(shutdown) => return Ok(()),
                 Some(event) = inbox.member_events.recv() => self.on_member(event)?,
-                Some(event) = inbox.decision_events.recv(), if self.decision_queue.is_empty() => {
+                Some(event) = inbox.decision_events.recv(), if self.decision_queue.is_empty() && self.has_room_for_decisions() => {
                     self.on_decisions(event)?;
                 }
                 Some(event) = inbox.prepare_events.recv(), if self.prepare_queue.is_empty() && self.has_room() => {
@@ -364,6 +373,7 @@ impl<R: Resource> Service<R> {
                 }
                 Some(report) = inbox.delivered.recv() => self.on_delivery(report)?,
                 Some(decided) = self.decision_job.join_next() => self.on_decided(decided.map_err(|_| ServiceError::Job)?),
+                Some(decided) = self.stuck_job.join_next() => self.on_decided(decided.map_err(|_| ServiceError::Job)?),
                 Some(prepared) = self.prepare_jobs.join_next() => self.on_prepared(prepared.map_err(|_| ServiceError::Job)?),
                 Some(taken) = self.take_jobs.join_next() => self.on_taken(taken.map_err(|_| ServiceError::Job)?)?,
                 Some(stored) = self.store_job.join_next() => self.on_stored(stored.map_err(|_| ServiceError::Job)?)?,
@@ -387,6 +397,7 @@ impl<R: Resource> Service<R> {
                 _ = incidents.tick() => self.look_at_incidents(),
                 _ = summary.tick() => self.summarise(),
             }
+            self.start_stuck_decisions();
             self.start_decisions();
             self.start_prepares();
         }
@@ -615,18 +626,60 @@ impl<R: Resource> Service<R> {
         }
         let batch = take_batch(&mut self.decision_queue, DECISION_BATCH, &self.shards);
         // The prepare may wait for a lock that a decision behind this one frees: it must not hold that one up.
-        let (held, batch): (Vec<_>, Vec<_>) =
-            batch.into_iter().partition(|job| self.preparing.contains(&job.message.txid));
+        let (held, batch): (Vec<_>, Vec<_>) = batch.into_iter().partition(|job| self.is_under_way(&job.message.txid));
         self.held_decisions.extend(held);
         if !batch.is_empty() {
-            self.deciding = batch.iter().map(|job| job.message.txid).collect();
+            self.deciding.extend(batch.iter().map(|job| job.message.txid));
             let resource = Arc::clone(&self.resource);
             self.decision_job.spawn(async move { decide(&*resource, batch).await });
         }
     }
 
+    /// What nobody else is in the way of must not wait for them.
+    fn start_stuck_decisions(&mut self) {
+        if !self.stuck_job.is_empty() || self.stuck_decisions.is_empty() {
+            return;
+        }
+        for job in &self.stuck_decisions {
+            self.deciding.remove(&job.message.txid);
+        }
+        let batch = take_batch(&mut self.stuck_decisions, usize::MAX, &self.shards);
+        if batch.is_empty() {
+            return self.release_decisions();
+        }
+        self.deciding.extend(batch.iter().map(|job| job.message.txid));
+        let resource = Arc::clone(&self.resource);
+        self.stuck_job.spawn(async move { decide_again(&*resource, batch).await });
+    }
+
+    fn is_under_way(&self, txid: &Txid) -> bool {
+        self.preparing.contains(txid) || self.deciding.contains(txid)
+    }
+
+    /// What was held for these is next.
+    fn release_decisions(&mut self) {
+        let held = std::mem::take(&mut self.held_decisions);
+        let (held, free): (Vec<_>, Vec<_>) = held.into_iter().partition(|job| self.is_under_way(&job.message.txid));
+        self.held_decisions = held;
+        free.into_iter().rev().for_each(|job| self.decision_queue.push_front(job));
+    }
+
+    /// Beyond the bound nothing more is read.
+    fn has_room_for_decisions(&self) -> bool {
+        self.deciding.len() + self.held_decisions.len() < MOST_HELD
+    }
+
     fn on_decided(&mut self, decided: Vec<(Job<Decision>, Decided)>) {
-        self.deciding.clear();
+        let (later, decided): (Vec<_>, Vec<_>) =
+            decided.into_iter().partition(|(_, decided)| *decided == Ok(Effect::Later));
+        for (job, _) in &decided {
+            self.deciding.remove(&job.message.txid);
+        }
+        for (job, _) in later {
+            self.deciding.insert(job.message.txid);
+            self.stuck_decisions.push_back(job);
+        }
+        self.release_decisions();
         for (job, _) in decided.iter().filter(|(_, decided)| decided.is_ok()) {
             self.lines.leaves(&job.message.txid);
             self.upkeep.ends(&job.message.txid, (job.shard, job.offset));
@@ -741,10 +794,7 @@ impl<R: Resource> Service<R> {
             self.preparing.remove(&job.message.txid);
             self.preparing_keys.remove(&job.message.business_key);
         }
-        let held = std::mem::take(&mut self.held_decisions).into_iter();
-        let (free, held): (Vec<_>, Vec<_>) = held.partition(|job| !self.preparing.contains(&job.message.txid));
-        self.held_decisions = held;
-        free.into_iter().rev().for_each(|job| self.decision_queue.push_front(job));
+        self.release_decisions();
         self.release_prepares();
     }
 
@@ -1108,6 +1158,7 @@ impl<R: Resource> Service<R> {
         drop((prepare_events, decision_events, member_events));
         self.prepare_queue.clear();
         self.decision_queue.clear();
+        self.stuck_decisions.clear();
         self.held_decisions.clear();
         self.held_prepares.clear();
         if timeout(DRAIN, self.finish(&mut delivered)).await.is_err() {
@@ -1133,6 +1184,7 @@ impl<R: Resource> Service<R> {
         while let Some(decided) = self.decision_job.join_next().await {
             self.on_decided(decided.unwrap_or_default());
         }
+        self.stuck_job.shutdown().await;
         while let Some(prepared) = self.prepare_jobs.join_next().await {
             self.on_prepared(prepared.unwrap_or_default());
         }

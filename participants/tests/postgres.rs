@@ -1047,3 +1047,24 @@ mod crashes {
         }
     }
 }
+
+/// R14: a lock that somebody else holds is in the way of one decision, and not of the others of its batch.
+#[tokio::test]
+async fn a_decision_that_meets_a_lock_keeps_no_other_back() {
+    let db = Reserving(Db::new().await);
+    let bank = db.open().await;
+    let branches = [put(1, "key-1", "i1", "a", 1), put(2, "key-2", "i2", "y", 1), put(3, "key-3", "i3", "a", 1)];
+    for branch in &branches {
+        assert_eq!(prepare_one(&bank, branch).await, yes());
+    }
+    let mut somebody = connect(&db.0.url).await;
+    let work = somebody.transaction().await.unwrap();
+    work.batch_execute("select 1 from account where name = 'a' for update").await.unwrap();
+    let batch = branches.each_ref().map(|branch| decision(branch, Verdict::Commit)).to_vec();
+    let (later, done, repeated) = (Ok(Effect::Later), Ok(Effect::Finished), Ok(Effect::Repeated));
+    assert_eq!(bank.commit(batch.clone()).await.unwrap(), [later.clone(), done.clone(), later]);
+    work.rollback().await.unwrap();
+    assert_eq!(bank.commit(batch).await.unwrap(), [done.clone(), repeated, done]);
+    assert_eq!(db.number(MONEY).await, 1100);
+    db.0.drop_database().await;
+}

@@ -890,3 +890,43 @@ async fn a_prepare_without_an_answer_keeps_neither_others_nor_its_own_abort_back
     assert_eq!(world.number("select count(*) from item"), 4);
     running.stop().await;
 }
+
+/// R14: what is in the way of one decision, here a full disk, is in the way of no other transaction.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_decision_that_is_not_carried_out_keeps_no_other_transaction_back() {
+    let mut world = World::new();
+    let schema = format!(
+        "{SCHEMA}; create table if not exists obstacle (id text primary key) strict;
+         create table if not exists filler (data blob) strict;
+         create trigger if not exists obstruct after update on item when exists (select 1 from obstacle where id = new.id)
+         begin insert into filler values (zeroblob(200000)); end"
+    );
+    drop(world.resource_with(&schema).await);
+    let pages = world.number("pragma page_count");
+    let limited = format!("{schema}; pragma max_page_count = {}", pages + 20);
+    assert_eq!(world.number("insert into obstacle values ('i0'), ('i2') returning 1"), 1);
+    let running = world.serve(world.resource_with(&limited).await, UpkeepSettings::default());
+    let branches: Vec<Prepare> = (0..7).map(|n| world.prepare((n % 2) as u16, n, &format!("i{n}"))).collect();
+    for branch in &branches[..6] {
+        world.ask(branch);
+        assert_eq!(world.ballot(branch).await, YES);
+    }
+    for branch in &branches[..6] {
+        world.decide(branch, Verdict::Commit);
+    }
+    world.decide(&branches[0], Verdict::Commit);
+    world.until_acknowledged(DECISIONS, 1, 3).await;
+    world.until_counted("select count(*) from item where done", 4).await;
+    world.ask(&branches[6]);
+    assert_eq!(world.ballot(&branches[6]).await, YES);
+    world.decide(&branches[6], Verdict::Commit);
+    // What comes behind one that waits waits too.
+    world.decide(&branches[2], Verdict::Abort);
+    world.until_counted("select count(*) from item where id = 'i6' and done", 1).await;
+    world.until_acknowledged(DECISIONS, 0, 0).await;
+
+    assert_eq!(world.number("delete from obstacle returning 1"), 1);
+    world.until_acknowledged(DECISIONS, 0, 5).await;
+    assert_eq!(world.number("select count(*) from item where done = 1"), 7);
+    assert!(matches!(running.end().await, Err(ServiceError::StoppedShards(1))), "a contradiction");
+}
