@@ -12,6 +12,7 @@ use serde::Serialize;
 use suture_contract::ids::{Shard, Txid};
 use suture_contract::messages::{Incident, IncidentKind, Settled, Verdict};
 use suture_contract::topic_map::Topic;
+use suture_participants::books::Books;
 use suture_participants::envelope::{Read, read_decision};
 use suture_participants::incidents::{self, Listed, Place, Said};
 use suture_participants::opened::OpenedResource;
@@ -129,7 +130,8 @@ pub fn run(args: &ParticipantArgs, format: logging::Format) -> anyhow::Result<Ex
     }
 }
 
-/// Opens the participant's database, which must be there, and works on it.
+/// Opens the participant's database and works on it. Its ledger must be there: who opens it as the service does creates what is
+/// missing.
 fn on_database<T>(
     settings: &Settings,
     name: &str,
@@ -141,8 +143,11 @@ fn on_database<T>(
     // As the service does.
     opening.seeds.clear();
     services::block_on(async {
-        let opened = OpenedResource::open(&participant, opening).await;
-        work(&opened.map_err(|error| services::not_opened(&participant, &error))?).await
+        let open = async {
+            drop(Books::open(&participant, &opening).await?);
+            OpenedResource::open(&participant, opening).await
+        };
+        work(&open.await.map_err(|error| services::not_opened(&participant, &error))?).await
     })
 }
 
@@ -316,4 +321,27 @@ fn said(args: &SaidArgs) -> anyhow::Result<Said> {
         None => user::name()?,
     };
     Said::new(&who, &args.because).context("--who and --because")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A wrong path must not look like a database where nothing is lost.
+    #[test]
+    fn an_operator_makes_no_ledger_by_looking() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let kafka = "[kafka]\nbootstrap = \"localhost:9092\"\nprefix = \"suture\"\n";
+        std::fs::write(at("suture.toml"), format!("{kafka}[participants]\nbank = \"bank.toml\"")).unwrap();
+        let bank = "name = \"bank\"\nmode = \"reserve\"\n[database]\nkind = \"sqlite\"\npath = \"bank.sqlite\"";
+        std::fs::write(at("bank.toml"), bank).unwrap();
+        let settings = Settings::load(&at("suture.toml")).unwrap();
+        let refused = || format!("{:#}", list(&settings, "bank", &LostArgs { json: false }).unwrap_err());
+        assert!(refused().contains("the file cannot be opened; check its path"), "{}", refused());
+        assert!(!at("bank.sqlite").exists());
+        std::fs::write(at("bank.sqlite"), "").unwrap();
+        assert!(refused().contains("there is no ledger in this database"), "{}", refused());
+        assert!(std::fs::read(at("bank.sqlite")).unwrap().is_empty());
+    }
 }
