@@ -523,6 +523,7 @@ pub(crate) async fn try_all(
 ) -> Result<Vec<Tried>, OpenError> {
     let pool = Pool::new(Dialer::new(settings, settings.lock_timeout)?, 1);
     let mut lease = pool.lease().await?;
+    check_engines(&mut lease).await?;
     let mut unfit = Vec::new();
     for step in trial::steps(opening) {
         unfit.extend(trial::unfit(check_statement(&mut lease, step).await)?);

@@ -530,6 +530,19 @@ async fn a_deferred_constraint_is_told() {
     db.drop_database(None).await;
 }
 
+/// M11: its rows would outlive the trial.
+#[tokio::test]
+async fn nothing_is_tried_where_a_rollback_leaves_rows() {
+    let db = Db::mariadb("SUTURE_TEST_MARIADB").await;
+    db.execute(SCHEMA).await;
+    db.execute("alter table item engine = MyISAM").await;
+    let (config, opening) = db.config(None, XA);
+    let refused = try_operations(&config, opening, Wish::default()).await.unwrap_err();
+    assert!(matches!(refused, OpenError::Need { setting: "the engine of a table", .. }), "{refused}");
+    assert_eq!(db.number("select count(*) from item").await, 0);
+    db.drop_database(None).await;
+}
+
 /// M14.
 #[tokio::test]
 async fn a_lock_that_mariadb_loses_is_refused() {
