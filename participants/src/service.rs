@@ -75,7 +75,8 @@ const DECISION_BATCH: usize = 512;
 /// How often positions are stored; between two times a crash costs only repeats.
 const STORE_EVERY: Duration = Duration::from_millis(100);
 
-/// How often it is looked up whether those that parked prepares wait for are in doubt still.
+/// How often it is looked up whether those that parked prepares wait for are in doubt still, and whether those that are parked
+/// are decided.
 const LOOK_AT_LINES_EVERY: Duration = Duration::from_secs(1);
 
 /// How often it is looked whether a person has settled something, and whether somebody has finished a branch by hand.
@@ -276,8 +277,8 @@ struct Service<R> {
     held_prepares: Vec<Job<Prepare>>,
     /// Who is parked behind whom.
     lines: Lines,
-    /// Whether those before them are in doubt still.
-    line_job: JoinSet<(u64, Option<Vec<Txid>>)>,
+    /// Whether those before them are in doubt still, and what became of them.
+    line_job: JoinSet<(u64, Option<LinesFound>)>,
     /// The resource takes no more branches before some are decided.
     is_full: bool,
     decision_queue: VecDeque<Job<Decision>>,
@@ -315,6 +316,13 @@ struct PendingVote {
     txid: Txid,
     value: Vec<u8>,
     traceparent: Option<String>,
+}
+
+/// What a look for those in the lines has found.
+struct LinesFound {
+    in_doubt: Vec<Txid>,
+    /// Of those that are parked.
+    known: Vec<Txid>,
 }
 
 /// A shard that is ours.
@@ -803,23 +811,23 @@ impl<R: Resource> Service<R> {
         self.held_prepares.len() < MOST_HELD
     }
 
-    /// Whoever stands in a line may have left it unseen: its yes was a repeat, or an operator finished it.
+    /// Whoever stands in a line may have left it unseen: its yes was a repeat, or an operator finished it. Whoever is parked may
+    /// be decided: most expire before it is their turn.
     fn look_at_lines(&mut self) {
-        let is_parked = |job: &Job<Prepare>| job.message.order_key.is_some();
-        if self.line_job.is_empty() && self.held_prepares.iter().any(is_parked) {
+        let is_parked = |job: &&Job<Prepare>| job.message.order_key.is_some();
+        let parked: Vec<Txid> = self.held_prepares.iter().filter(is_parked).map(|job| job.message.txid).collect();
+        if self.line_job.is_empty() && !parked.is_empty() {
             let (look, resource) = (self.lines.look(), Arc::clone(&self.resource));
-            self.line_job.spawn(async move {
-                let in_doubt = resource.in_doubt().await.ok();
-                (look, in_doubt.map(|waiting| waiting.into_iter().map(|waiting| waiting.txid).collect()))
-            });
+            self.line_job.spawn(async move { (look, look_for(&*resource, parked).await.ok()) });
         }
     }
 
     /// Of what is being prepared the database knows nothing yet.
-    fn on_lines(&mut self, (look, in_doubt): (u64, Option<Vec<Txid>>)) {
-        let Some(mut in_doubt) = in_doubt else { return };
+    fn on_lines(&mut self, (look, found): (u64, Option<LinesFound>)) {
+        let Some(LinesFound { mut in_doubt, known }) = found else { return };
         in_doubt.extend(&self.preparing);
         self.lines.keep_only(look, &in_doubt);
+        known.into_iter().for_each(|txid| self.lines.is_known(txid));
         self.release_prepares();
     }
 
@@ -1231,6 +1239,11 @@ impl Track {
         }
         takes
     }
+}
+
+async fn look_for<R: Resource>(resource: &R, parked: Vec<Txid>) -> Result<LinesFound, Unavailable> {
+    let in_doubt = resource.in_doubt().await?.into_iter().map(|waiting| waiting.txid).collect();
+    Ok(LinesFound { in_doubt, known: resource.states(parked).await?.into_keys().collect() })
 }
 
 /// The first messages whose shards still run.

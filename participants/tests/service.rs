@@ -415,12 +415,12 @@ async fn a_prepare_is_parked_while_the_one_before_it_is_in_doubt() {
     // It expires while it is parked.
     world.decide(&given_up, Verdict::Abort);
     world.until_acknowledged(DECISIONS, 0, 1).await;
+    assert_eq!(world.ballot(&given_up).await, no("aborted"), "it waits for nobody any more");
     world.until_acknowledged(PREPARES, 0, 1).await;
     world.decide(&one, Verdict::Commit);
     assert_eq!(world.ballot(&two).await, YES);
     assert_eq!(world.number("select count(*) from item where id = 'a' and done"), 1);
     world.decide(&two, Verdict::Commit);
-    assert_eq!(world.ballot(&given_up).await, no("aborted"));
     world.decide(&other, Verdict::Abort);
     world.until_acknowledged(DECISIONS, 0, 4).await;
     world.until_acknowledged(PREPARES, 0, 4).await;
@@ -453,6 +453,36 @@ async fn a_parked_prepare_is_parked_after_a_restart_too() {
     world.decide(&one, Verdict::Commit);
     assert_eq!(world.ballot(&two).await, YES);
     assert_eq!(world.number("select count(*) from item where id = 'a' and done"), 1, "decided first");
+    running.stop().await;
+}
+
+/// More than are held at once, behind one that is in doubt since before: they expire, and others are read again.
+#[tokio::test(flavor = "multi_thread")]
+async fn parked_prepares_that_have_expired_take_no_room() {
+    let mut world = World::new();
+    let running = world.start().await;
+    let stuck = world.ordered(0, 0, "stuck", "patient-0");
+    world.ask(&stuck);
+    assert_eq!(world.ballot(&stuck).await, YES);
+    world.until_acknowledged(PREPARES, 0, 1).await;
+    running.kill().await;
+
+    let running = world.start().await;
+    const PARKED: u64 = 1_200;
+    for n in 1..=PARKED {
+        let next = world.ordered(0, n, &format!("i{n}"), &format!("patient-{n}"));
+        world.ask(&next);
+        world.decide(&next, Verdict::Abort);
+        if n % 200 == 0 {
+            world.until_appended(DECISIONS, 0, n).await;
+        }
+    }
+    world.until_counted("select count(*) from suture_ledger where state = 'aborted'", PARKED as i64).await;
+    let plain = world.prepare(1, 0, "plain");
+    world.ask(&plain);
+    world.until_acknowledged(PREPARES, 1, 1).await;
+    world.until_acknowledged(PREPARES, 0, PARKED + 1).await;
+    assert_eq!(world.number("select count(*) from item"), 2);
     running.stop().await;
 }
 

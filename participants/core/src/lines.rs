@@ -10,9 +10,10 @@
 //! | was in doubt when its shard was taken | the same, before every line of its shard: its key is not known any more |
 //!
 //! A yes may be the repeat of one whose decision was carried out long ago, and a branch may be finished by an operator's
-//! hand. So whoever stands in somebody's way is looked for in the database now and then ([`Lines::keep_only`]).
+//! hand. So whoever stands in somebody's way is looked for in the database now and then ([`Lines::keep_only`]). So is whoever is
+//! parked: what the ledger knows already, mostly because it has expired meanwhile, waits for nobody ([`Lines::is_known`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use suture_contract::ids::{OrderKey, Shard, Txid};
 
@@ -21,12 +22,14 @@ use suture_contract::ids::{OrderKey, Shard, Txid};
 pub struct Lines {
     /// Who may be in doubt: since which look, and of which key (`None`: not known).
     branches: BTreeMap<Txid, (u64, Option<OrderKey>)>,
+    /// Who is parked, and needs not.
+    known: BTreeSet<Txid>,
     /// Counts the looks into the database.
     looks: u64,
 }
 
 impl Lines {
-    /// Whether nobody stands before this one.
+    /// Whether this one waits for nobody.
     pub fn is_first(&self, txid: &Txid, key: &OrderKey) -> bool {
         let is_before = |(other, (_, of)): (&Txid, &(u64, Option<OrderKey>))| {
             other.log == txid.log
@@ -34,11 +37,12 @@ impl Lines {
                 && other.offset < txid.offset
                 && of.as_ref().is_none_or(|of| of == key)
         };
-        !self.branches.iter().any(is_before)
+        self.known.contains(txid) || !self.branches.iter().any(is_before)
     }
 
     /// A branch is about to run.
     pub fn enters(&mut self, txid: Txid, key: OrderKey) {
+        self.known.remove(&txid);
         self.branches.insert(txid, (self.looks, Some(key)));
     }
 
@@ -52,8 +56,14 @@ impl Lines {
         self.branches.remove(txid);
     }
 
+    /// The ledger has this one's answer: it is parked no more.
+    pub fn is_known(&mut self, txid: Txid) {
+        self.known.insert(txid);
+    }
+
     /// A shard is somebody else's now.
     pub fn forget(&mut self, shard: Shard) {
+        self.known.retain(|txid| txid.shard != shard);
         self.branches.retain(|txid, _| txid.shard != shard);
     }
 
@@ -104,6 +114,20 @@ mod tests {
         assert!(lines.is_first(&txid(1, 8), &key("b")));
         lines.forget(Shard(1));
         assert!(lines.is_first(&txid(1, 7), &key("a")));
+    }
+
+    #[test]
+    fn who_is_known_already_waits_for_nobody_until_it_has_run() {
+        let mut lines = Lines::default();
+        lines.was_there(txid(1, 5));
+        lines.is_known(txid(1, 7));
+        assert!(lines.is_first(&txid(1, 7), &key("a")) && !lines.is_first(&txid(1, 8), &key("a")));
+        lines.enters(txid(1, 7), key("a"));
+        assert!(!lines.is_first(&txid(1, 7), &key("a")));
+        lines.is_known(txid(1, 8));
+        lines.forget(Shard(1));
+        lines.enters(txid(1, 5), key("a"));
+        assert!(!lines.is_first(&txid(1, 8), &key("a")));
     }
 
     #[test]
