@@ -436,6 +436,7 @@ impl<R: Resource> Service<R> {
             self.shards.remove(shard);
             self.lines.forget(*shard);
             self.alarms.forget(*shard);
+            self.upkeep.forget(*shard);
         }
         let new: Vec<Shard> = ours.iter().filter(|shard| !self.shards.contains_key(shard)).copied().collect();
         tracing::info!(participant = %self.participant, shards = ours.len(), new = new.len(), gone = gone.len(), "shards assigned");
