@@ -77,6 +77,9 @@ use crate::xa::{self, AbortedRow, Branches, Collision, How, Known, LOOK_AGAIN, R
 /// Stands in every xid of Suture.
 pub const FORMAT_ID: u32 = 0x5375_7475;
 
+/// Which server this is: in a replication no two have the same id.
+const SERVER: &str = "concat_ws('/', @@server_id, @@hostname, @@port)";
+
 /// How long a decision's insert waits for a lock before it looks at the list again; the shortest there is.
 const DECISION_LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -160,6 +163,8 @@ impl MariadbResource {
         check_needs(&mut clerk, &settings, &opening).await?;
         let ledger_id = prepare_ledger(&mut clerk, &opening).await?;
         check_in_doubt(&mut clerk, &opening).await?;
+        let server = texts(&mut clerk, "asking for the server's name", &format!("select {SERVER}")).await?;
+        let server = facts_text(server).unwrap_or_default();
         let Opening { mode, owner, operations, seeds, schema, .. } = opening;
         if let Some(schema) = schema {
             let ran = run(&mut clerk, &schema).await;
@@ -173,7 +178,7 @@ impl MariadbResource {
         let held = Arc::new(Held::default());
         tokio::spawn(Held::close_what_stays(Arc::downgrade(&held)));
         let ledger = LedgerName::new(ledger_id);
-        let opened = Opened { mode, settings, owner, operations, seeds, ledger };
+        let opened = Opened { mode, settings, owner, operations, seeds, ledger, server };
         Ok(Self { opened, workers, deciders, clerks, held })
     }
 }
@@ -597,15 +602,18 @@ impl Server for MariadbResource {
         // Whoever puts back an older state of these tables must wait for this transaction, or it for him.
         run(&mut clerk, "start transaction").await.map_err(failed)?;
         let look = format!(
-            "select p.topic, p.letters, p.shard, p.next_offset, m.value
+            "select p.topic, p.letters, p.shard, p.next_offset, m.value, {SERVER}
              from suture_meta as m left join suture_positions as p on p.topic in ({})
              where m.name = '{LEDGER_ID}'",
             if topics.is_empty() { "null".to_string() } else { topics.join(", ") }
         );
         let found = query(&mut clerk, &look).await.map_err(failed)?;
         let name = found.first().and_then(|row| column::<String>(row, 4));
+        let server = found.first().and_then(|row| column::<String>(row, 5));
+        let is_another_server = server.is_some_and(|server| server != self.opened.server);
         let there = found.iter().filter_map(position_of);
-        let stored = if went_back((&self.opened.ledger.get(), name.as_deref()), &seen, there) {
+        let is_back = is_another_server || went_back((&self.opened.ledger.get(), name.as_deref()), &seen, there);
+        let stored = if is_back {
             Stored::WentBack
         } else {
             store(&mut clerk, &positions).await.map_err(failed)?;

@@ -101,6 +101,10 @@ const FINISH_ROW: &str = "
     update suture_ledger set state = $2, changed_at = now(), live_key = case when $2 = 'committed' then live_key end
     where txid = $1";
 
+/// Which server this is: a standby that is promoted begins a timeline of its own.
+const SERVER: &str = "
+    select system_identifier || '/' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) from pg_control_system()";
+
 /// A participant's PostgreSQL database.
 pub struct PostgresResource {
     opened: Opened,
@@ -136,9 +140,11 @@ impl PostgresResource {
         for step in all_steps(&operations, &seeds) {
             check_statement(&mut clerk, step).await?;
         }
+        let server = clerk.client.query_one(SERVER, &[]).await;
+        let server = server.map_err(|error| unavailable("asking for the server's name", &error))?.get(0);
         clerk.give_back();
         let ledger = LedgerName::new(ledger_id);
-        let opened = Opened { mode, settings, owner, operations, seeds, ledger };
+        let opened = Opened { mode, settings, owner, operations, seeds, ledger, server };
         Ok(Self { opened, workers, deciders, clerks })
     }
 }
@@ -587,6 +593,7 @@ impl Server for PostgresResource {
                         from (select value from suture_meta where name = $1) as name
                         left join suture_positions as p on p.topic = any($2)";
         let look = clerk.statement(look_sql, &[Type::TEXT, Type::TEXT_ARRAY]).await.map_err(failed)?;
+        let server = clerk.statement(SERVER, &[]).await.map_err(failed)?;
         let sql = "insert into suture_positions (topic, letters, shard, next_offset)
                    select * from unnest($1, $2, $3, $4)
                    on conflict (topic, letters, shard)
@@ -599,12 +606,18 @@ impl Server for PostgresResource {
         let parameters: [&(dyn ToSql + Sync); 2] = [&LEDGER_ID, &topics];
         let client = &clerk.client;
         // Whoever puts back an older state of these tables must wait for this transaction, or it for him.
-        let (begun, found) = tokio::join!(biased; client.batch_execute("begin"), client.query(&look, &parameters));
+        let (begun, server, found) = tokio::join!(
+            biased;
+            client.batch_execute("begin"),
+            client.query_one(&server, &[]),
+            client.query(&look, &parameters),
+        );
         begun.map_err(failed)?;
-        let found = found.map_err(failed)?;
+        let (server, found) = (server.map_err(failed)?, found.map_err(failed)?);
+        let is_another_server = server.get::<_, &str>(0) != self.opened.server;
         let name = found.first().map(|row| row.get::<_, &str>(4));
         let there = found.iter().filter_map(position_of);
-        if went_back((&self.opened.ledger.get(), name), &seen, there) {
+        if is_another_server || went_back((&self.opened.ledger.get(), name), &seen, there) {
             client.batch_execute("rollback").await.map_err(failed)?;
             clerk.give_back();
             return Ok(Stored::WentBack);

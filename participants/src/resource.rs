@@ -75,7 +75,8 @@ pub trait Resource: Send + Sync + 'static {
     fn load_positions(&self, topic: String) -> impl Future<Output = Result<Vec<Position>, Unavailable>> + Send;
 
     /// Stores positions, in a local transaction of their own. A stored position never goes back: if one of those that the
-    /// caller has `seen` there does, or the ledger has another name than this resource knows, nothing is stored.
+    /// caller has `seen` there does, or the ledger has another name than this resource knows, or lies on another server, nothing is
+    /// stored.
     fn store_positions(
         &self,
         positions: Vec<Position>,
@@ -159,7 +160,7 @@ pub enum Redone {
 pub enum Stored {
     /// Durable.
     All,
-    /// Nothing was stored: the database went back behind what was stored there before.
+    /// Nothing was stored: the database went back behind what was stored there before, or may have.
     WentBack,
 }
 

@@ -29,6 +29,8 @@ pub(crate) struct Opened {
     pub operations: BTreeMap<String, Operation>,
     pub seeds: BTreeMap<String, Seed>,
     pub ledger: LedgerName,
+    /// Which server that was. Another one may lack the last of what this one had.
+    pub server: String,
 }
 
 /// A database behind a server: its two modes, and what the service asks besides.

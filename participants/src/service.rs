@@ -123,10 +123,10 @@ pub enum ServiceError {
         /// Which.
         txids: Vec<Txid>,
     },
-    /// The database was restored while we ran.
+    /// The database was restored while we ran, or another server took over.
     #[error(
-        "the database went back behind what this process has stored there, or another process has brought its ledger back: it \
-         was restored meanwhile; start again, and what is missing is brought back"
+        "the database went back behind what this process has stored there, or another process has brought its ledger back, or \
+         another server has taken over: start again, and what is missing is brought back"
     )]
     WentBack,
     /// It cannot be brought back as things are.

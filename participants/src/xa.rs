@@ -474,8 +474,8 @@ mod tests {
             };
             let owner = Owner { deployment: "suture".parse().unwrap(), participant: "bank".parse().unwrap() };
             let listed = Mutex::new(Some(Gid::new(branch.txid, &owner, &branch.hash)));
-            let (operations, seeds, ledger) = Default::default();
-            let opened = Opened { mode: Mode::Xa, settings, owner, operations, seeds, ledger };
+            let (operations, seeds, ledger, server) = Default::default();
+            let opened = Opened { mode: Mode::Xa, settings, owner, operations, seeds, ledger, server };
             Self { opened, lies: AtomicU32::new(lies), listed, row: Mutex::default() }
         }
 

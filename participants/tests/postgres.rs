@@ -9,16 +9,18 @@ mod way;
 
 use std::fmt::{self, Write};
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::*;
-use suture_contract::ids::Deployment;
+use suture_contract::ids::{Deployment, Shard};
 use suture_contract::messages::{Prepare, Verdict};
 use suture_participants::config::{Database, ParticipantConfig, ServerSettings};
 use suture_participants::postgres::PostgresResource;
-use suture_participants::resource::{Effect, Fault, Leftover, OpenError, Opening, Prepared, Resource};
+use suture_participants::resource::{
+    Effect, Fault, Leftover, OpenError, Opening, Position, Prepared, Resource, Stored,
+};
 use suture_participants_core::branch::{State, Wrong};
 use tokio_postgres::{Client, NoTls};
 use tracing::field::{Field, Visit};
@@ -1067,4 +1069,38 @@ async fn a_decision_that_meets_a_lock_keeps_no_other_back() {
     assert_eq!(bank.commit(batch).await.unwrap(), [done.clone(), repeated, done]);
     assert_eq!(db.number(MONEY).await, 1100);
     db.0.drop_database().await;
+}
+
+/// Q14: a standby that is promoted begins a timeline of its own. Here nothing but that is different.
+#[tokio::test]
+async fn a_server_that_has_taken_over_takes_no_positions() {
+    const TIMELINE: &[u8] = b"pg_current_wal_insert_lsn()), 8)";
+    let db = Db::new().await;
+    let address = address(&db.url);
+    let has_taken_over = Arc::new(AtomicBool::new(false));
+    let takes_over = has_taken_over.clone();
+    let another_timeline = move |message: &mut [u8]| {
+        let at = message.windows(TIMELINE.len()).position(|part| part == TIMELINE);
+        if let Some(at) = at.filter(|_| takes_over.load(Ordering::Relaxed)) {
+            message[at + TIMELINE.len() - 2] = b'7';
+        }
+    };
+    let port = way_to(address.clone(), || true, another_timeline);
+    let detour = |settings: &mut ServerSettings, _: &mut Opening| {
+        settings.url = settings.url.replace(&address, &format!("127.0.0.1:{port}"));
+    };
+    let bank = db.try_open(detour).await.unwrap();
+    let position = |next_offset| {
+        let (topic, letters) = ("suture.decisions".to_string(), "aaaaa".parse().unwrap());
+        vec![Position { topic, letters, shard: Shard(0), next_offset }]
+    };
+    let store = async |next_offset| until_answered(|| bank.store_positions(position(next_offset), vec![])).await;
+    assert_eq!(store(1).await, Stored::All);
+    db.kill_connections().await;
+    assert_eq!(store(2).await, Stored::All, "the same server, connected to anew");
+    has_taken_over.store(true, Ordering::Relaxed);
+    db.kill_connections().await;
+    assert_eq!(store(3).await, Stored::WentBack);
+    assert_eq!(bank.load_positions("suture.decisions".to_string()).await.unwrap(), position(2));
+    db.drop_database().await;
 }
