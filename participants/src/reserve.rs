@@ -657,7 +657,7 @@ async fn redo_together<S: Session>(
 /// A commit that is done again inside a local transaction.
 enum RedoTask<'a> {
     /// It has no effect.
-    Failed(Code),
+    Not(Redone),
     /// It runs, with what its prepare and its confirm bind.
     Run { prepare: &'a Prepare, row: LedgerRow, operation: &'a Operation, values: Values, own: Values },
 }
@@ -672,7 +672,7 @@ impl<'a> RedoTask<'a> {
                 values,
                 own: Operation::bind_txid(&prepare.txid),
             },
-            Err(refusal) => Self::Failed(refusal.code),
+            Err(refusal) => Self::Not(Redone::Failed(refusal.code)),
         }
     }
 }
@@ -685,24 +685,30 @@ impl Task for RedoTask<'_> {
     }
 
     fn work(&self) -> Vec<Work<'_>> {
-        let Self::Run { row, operation, values, own, .. } = self else { return Vec::new() };
-        let prepare = operation.prepare.iter().map(|step| Work::Step(step, values));
+        let Self::Run { prepare, row, operation, values, own } = self else { return Vec::new() };
+        let steps = operation.prepare.iter().map(|step| Work::Step(step, values));
         let confirm = operation.confirm.iter().map(|step| Work::Step(step, own));
-        [Work::Insert(row)].into_iter().chain(prepare).chain(confirm).collect()
+        [Work::Insert(row), Work::LookAtMark(&prepare.txid)].into_iter().chain(steps).chain(confirm).collect()
     }
 
     fn land(self, Landed { rows, trouble }: Landed) -> Result<Ended<Self>, Broken> {
         let (prepare, operation) = match self {
-            Self::Failed(code) => return Ok(Ended::Well(Redone::Failed(code))),
+            Self::Not(redone) => return Ok(Ended::Well(redone)),
             Self::Run { prepare, operation, .. } => (prepare, operation),
         };
-        let instead = |code: Code| Ok(Ended::Badly(Self::Failed(code.clone()), code));
-        let Some((_, rows)) = rows.split_first() else {
+        let instead = |code: Code| Ok(Ended::Badly(Self::Not(Redone::Failed(code.clone())), code));
+        let rows = match (rows.as_slice(), &trouble) {
+            (_, Some(trouble)) if trouble.blame == Blame::Busy => {
+                return Err(Broken::Blocked(trouble.unavailable("doing a commit again")));
+            }
             // The row is there, or its key is another one's: a branch in doubt that is to be decided, or somebody at it.
-            return match trouble {
-                Some(trouble) if !trouble.is_met() => Err(trouble.unavailable("opening a branch").into()),
-                Some(_) | None => instead(busy()),
-            };
+            ([], Some(trouble)) if trouble.blame == Blame::Unique => return instead(busy()),
+            ([] | [_], trouble) => {
+                let trouble = trouble.clone().unwrap_or_else(Trouble::silence);
+                return Err(trouble.unavailable("opening a branch").into());
+            }
+            ([_, 0, steps @ ..], _) => steps,
+            ([_, _, ..], _) => return Ok(Ended::Badly(Self::Not(Redone::Known), busy())),
         };
         let (prepared, confirmed) = rows.split_at(rows.len().min(operation.prepare.len()));
         let has_prepared = prepared.len() == operation.prepare.len();

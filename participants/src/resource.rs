@@ -84,7 +84,7 @@ pub trait Resource: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Stored, Unavailable>> + Send;
 
     /// Runs and commits branches whose commit is decided already, in order and in one local transaction, whatever the mode. One
-    /// that fails leaves nothing. One answer each, in order; `None`: nothing was done, for they do not go together; ask for
+    /// that fails leaves nothing; one that meets somebody else's lock does not fail, but is to be asked for again. One answer each, in order; `None`: nothing was done, for they do not go together; ask for
     /// one after the other.
     fn redo(&self, batch: Vec<Arc<Prepare>>) -> impl Future<Output = Result<Option<Vec<Redone>>, Unavailable>> + Send;
 
@@ -151,6 +151,8 @@ pub enum Prepared {
 pub enum Redone {
     /// Its effect and its row are durable.
     Done,
+    /// It is finished, and its row purged: nothing was done.
+    Known,
     /// It has no effect and no row. What it builds on may still come.
     Failed(Code),
 }

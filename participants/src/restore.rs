@@ -479,13 +479,19 @@ impl<R: Resource> Restore<'_, R> {
             for batch in batch.chunks(REDO_BATCH) {
                 for (prepare, redone) in batch.iter().zip(self.redo(batch).await) {
                     match redone {
-                        Redone::Done => drop(done.insert(prepare.txid)),
+                        Redone::Done => {
+                            redoing.redone += 1;
+                            add(&self.counts.redone, 1);
+                            done.insert(prepare.txid);
+                        }
+                        Redone::Known => {
+                            redoing.known += 1;
+                            done.insert(prepare.txid);
+                        }
                         Redone::Failed(code) => drop(why.insert(prepare.txid, code)),
                     }
                 }
             }
-            redoing.redone += done.len();
-            add(&self.counts.redone, done.len());
             failed.extend(now.into_iter().filter(|due| !done.contains(&due.txid)));
         }
         Ok(failed)

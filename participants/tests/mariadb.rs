@@ -22,7 +22,7 @@ use suture_contract::ids::Deployment;
 use suture_contract::messages::{Prepare, Verdict};
 use suture_participants::config::{Database, ParticipantConfig, ServerSettings};
 use suture_participants::mariadb::MariadbResource;
-use suture_participants::resource::{Effect, Fault, Leftover, OpenError, Opening, Resource};
+use suture_participants::resource::{Effect, Fault, Leftover, OpenError, Opening, Redone, Resource};
 use suture_participants_core::branch::{State, Wrong};
 use suture_participants_core::operations::Mode;
 
@@ -574,6 +574,22 @@ async fn a_zombie_does_not_run_what_was_purged_since_it_looked() {
         }
         assert_eq!(db.number("select count(*) from item").await, 0);
         assert_eq!(db.number("select count(*) from suture_ledger").await, 0);
+        db.drop_database().await;
+    }
+}
+
+/// O3: somebody else's lock is waited for, and no reason to call a commit lost.
+#[tokio::test]
+async fn a_commit_that_is_done_again_waits_for_locks() {
+    for config in [XA, RESERVE] {
+        let db = Db::new(config).await;
+        let bank = db.open().await;
+        let branch = put(1, "key-1", "i1", "a", 10);
+        let mut other = connect(&db.url).await;
+        execute(&mut other, "start transaction; update account set balance = balance + 1 where name = 'a'").await;
+        assert_eq!(bank.redo(vec![branch.clone()]).await.unwrap_err().code, "1205");
+        execute(&mut other, "rollback").await;
+        assert_eq!(bank.redo(vec![branch]).await, Ok(Some(vec![Redone::Done])));
         db.drop_database().await;
     }
 }

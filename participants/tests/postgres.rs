@@ -19,7 +19,7 @@ use suture_contract::messages::{Prepare, Verdict};
 use suture_participants::config::{Database, ParticipantConfig, ServerSettings};
 use suture_participants::postgres::PostgresResource;
 use suture_participants::resource::{
-    Effect, Fault, Leftover, OpenError, Opening, Position, Prepared, Resource, Stored,
+    Effect, Fault, Leftover, OpenError, Opening, Position, Prepared, Redone, Resource, Stored,
 };
 use suture_participants_core::branch::{State, Wrong};
 use tokio_postgres::{Client, NoTls};
@@ -787,6 +787,24 @@ async fn a_zombie_does_not_run_what_was_purged_since_it_looked() {
     }
     assert_eq!(db.number("select count(*) from item").await + db.number("select count(*) from suture_ledger").await, 0);
     db.drop_database().await;
+}
+
+/// O3: somebody else's lock is waited for, and no reason to call a commit lost.
+#[tokio::test]
+async fn a_commit_that_is_done_again_waits_for_locks() {
+    let db = Db::new().await;
+    let reserving = Reserving(db);
+    let db = &reserving.0;
+    let other = connect(&db.url).await;
+    for (bank, branch) in
+        [(db.open().await, put(1, "key-1", "i1", "a", 10)), (reserving.open().await, put(2, "key-2", "i2", "a", 10))]
+    {
+        other.batch_execute("begin; update account set balance = balance").await.unwrap();
+        assert_eq!(bank.redo(vec![branch.clone()]).await.unwrap_err().code, "55P03");
+        other.batch_execute("rollback").await.unwrap();
+        assert_eq!(bank.redo(vec![branch]).await, Ok(Some(vec![Redone::Done])));
+    }
+    reserving.0.drop_database().await;
 }
 
 /// Many at once, over all connections, with every kind of end.

@@ -28,6 +28,7 @@
 //!   doubt (a dump never does). Above it the service will ask for him once more, but his commit may come first, and the
 //!   service reads decisions first. Who never said yes is prepared too early, which is harmless: he is the last that was asked
 //!   for of his order key, for the next one is asked for when he is decided.
+//! - A copy of a decision may come long after its row was purged: what lies below the mark is known as well.
 //!
 //! Left out: what the ledger has. Whoever carries the plan out asks the database, in batches.
 
