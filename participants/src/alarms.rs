@@ -17,6 +17,7 @@ use suture_topics::probe::Probe;
 use tokio::task::{JoinError, JoinSet};
 
 use crate::incidents::{entry_of, incident, settlement_of};
+use crate::points::{Act, after, around, before};
 use crate::resource::{Entry, Noted, Resource, Unavailable, Which};
 use crate::take::blocking;
 
@@ -217,9 +218,11 @@ impl<R: Resource> Alarms<R> {
         };
         *last_token += 1;
         let (key, value) = (record_key.as_bytes(), Some(record.as_bytes()));
+        before(Act::AppendIncident);
         // If there is no room, the next look finds it again.
         if outbox.append(&self.outcomes, partition, key, value, Incident::TYPE, None, *last_token).is_ok() {
             self.telling.insert(*last_token, entry);
+            after(Act::AppendIncident);
         }
     }
 
@@ -227,7 +230,11 @@ impl<R: Resource> Alarms<R> {
     pub(crate) fn is_told(&mut self, token: u64, result: &Result<u64, Failure>) -> bool {
         let Some(entry) = self.telling.remove(&token) else { return false };
         match result {
-            Ok(_) => self.told.push(entry),
+            Ok(_) => {
+                before(Act::IncidentIsThere);
+                self.told.push(entry);
+                after(Act::IncidentIsThere);
+            }
             Err(Failure::Again(reason)) => {
                 tracing::debug!(participant = %self.participant, reason, "an incident is told again");
             }
@@ -259,8 +266,8 @@ impl<R: Resource> Alarms<R> {
         let (to_note, told) = (std::mem::take(&mut self.to_note), std::mem::take(&mut self.told));
         if !to_note.is_empty() || !told.is_empty() {
             // What stops a shard stops it again at the next start.
-            let noted = async { self.resource.note(to_note).await.and(self.resource.mark_told(told).await) };
-            let _ = noted.await;
+            let noted = around(Act::Note, self.resource.note(to_note)).await;
+            let _ = noted.and(around(Act::MarkTold, self.resource.mark_told(told)).await);
         }
     }
 }
@@ -272,10 +279,10 @@ async fn find<R: Resource>(
     look: &Look,
 ) -> Result<Found, Unavailable> {
     if !look.to_note.is_empty() {
-        resource.note(look.to_note.clone()).await?;
+        around(Act::Note, resource.note(look.to_note.clone())).await?;
     }
     if !look.told.is_empty() {
-        resource.mark_told(look.told.clone()).await?;
+        around(Act::MarkTold, resource.mark_told(look.told.clone())).await?;
     }
     let mut found = Found::default();
     if !look.watched.is_empty() {

@@ -30,6 +30,7 @@ use suture_participants_core::branch::Event;
 use suture_participants_core::settle::{Unsettled, Word};
 use time::OffsetDateTime;
 
+use crate::points::{Act, around};
 use crate::resource::{Entry, Noted, Resolution, Resource, Unavailable, Which};
 
 /// A record's place in one incarnation of its topic.
@@ -327,7 +328,7 @@ pub async fn skip<R: Resource>(
     }
     let Said { who, because } = said;
     let skipped = Incident { what: IncidentKind::Skipped, who: Some(who), because: Some(because), ..incident.clone() };
-    Ok(resource.note(vec![entry_of(place, &skipped)]).await?)
+    Ok(around(Act::Note, resource.note(vec![entry_of(place, &skipped)])).await?)
 }
 
 fn refuse_repeat(what: String, before: Option<(Incident, OffsetDateTime)>) -> Result<(), Refused> {

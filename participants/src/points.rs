@@ -1,8 +1,8 @@
 //! Fail points: places where a test ends the process, one before and one after every statement and every send.
 //!
 //! They exist only with the feature `failpoints`, which nothing else needs and no release build takes. Without it `before`,
-//! `after` and `around` are nothing at all. What is done in one flight has no point in its middle: there the server sees
-//! a connection that ends, whatever ended it.
+//! `after` and `around` are nothing at all. What is done in one flight, or in a local transaction that is one act, has no point
+//! in its middle: there the server sees a connection that ends, whatever ended it.
 //!
 //! [`TABLE`] names all of them once. A test walks through it, so a point that is reached by no test is found.
 
@@ -68,6 +68,36 @@ pub enum Act {
     StorePositions,
     /// Commit the group's offsets.
     CommitOffsets,
+    /// Look for branches that ought not to be in the list.
+    LookForLeftovers,
+    /// Look at the list, before a person's word becomes a branch's row.
+    LookBeforeWord,
+    /// Make it that, and note it.
+    TakeWord,
+    /// The ledger row, the steps and the confirm steps of a commit that is done again.
+    Redo,
+    /// Look for what is in doubt, before a page is purged.
+    LookBeforePurge,
+    /// Look at a page of the ledger.
+    LookAtPage,
+    /// Delete finished rows, and raise the marks past them.
+    Purge,
+    /// Hand an inquiry to the producer.
+    AppendInquiry,
+    /// Note what a person must know, or has said.
+    Note,
+    /// Hand an incident to the producer.
+    AppendIncident,
+    /// Take note that an incident is in the log.
+    IncidentIsThere,
+    /// Mark what was told.
+    MarkTold,
+    /// Rename the ledger, and mark it as being brought back.
+    BeginRestore,
+    /// Look at the ledger, before something is done again.
+    LookForMissing,
+    /// Take that mark away.
+    EndRestore,
 }
 
 /// Where an act happens.
@@ -79,12 +109,14 @@ pub enum Place {
     XaOfMariadb,
     /// In mode reserve.
     Reserve,
+    /// In a local transaction, in either mode.
+    Local,
     /// In the service, in either mode.
     Service,
 }
 
 /// All acts, in the order of their declaration.
-pub const TABLE: [(Act, &str, Place); 28] = [
+pub const TABLE: [(Act, &str, Place); 43] = [
     (Act::Look, "xa.look", Place::Xa),
     (Act::LookAtKey, "xa.look-at-key", Place::Xa),
     (Act::Open, "xa.open", Place::XaOfMariadb),
@@ -98,21 +130,36 @@ pub const TABLE: [(Act, &str, Place); 28] = [
     (Act::RollBack, "xa.roll-back", Place::Xa),
     (Act::NoteAborts, "xa.note-aborts", Place::Xa),
     (Act::WaitForHolder, "xa.wait-for-holder", Place::Xa),
-    (Act::Begin, "reserve.begin", Place::Reserve),
+    (Act::Begin, "local.begin", Place::Local),
     (Act::LookAtBatch, "reserve.look", Place::Reserve),
-    (Act::LookAtKeys, "reserve.look-at-keys", Place::Reserve),
+    (Act::LookAtKeys, "local.look-at-keys", Place::Local),
     (Act::Reserve, "reserve.reserve", Place::Reserve),
-    (Act::UndoBranch, "reserve.undo", Place::Reserve),
+    (Act::UndoBranch, "local.undo", Place::Local),
     (Act::RefuseBranch, "reserve.refuse", Place::Reserve),
-    (Act::LookLocking, "reserve.look-locking", Place::Reserve),
+    (Act::LookLocking, "local.look-locking", Place::Local),
     (Act::Finish, "reserve.finish", Place::Reserve),
     (Act::NoteAbort, "reserve.note-abort", Place::Reserve),
-    (Act::CommitBatch, "reserve.commit", Place::Reserve),
-    (Act::RollBackBatch, "reserve.roll-back", Place::Reserve),
+    (Act::CommitBatch, "local.commit", Place::Local),
+    (Act::RollBackBatch, "local.roll-back", Place::Local),
     (Act::AppendVote, "service.append-vote", Place::Service),
     (Act::VoteIsThere, "service.vote-is-there", Place::Service),
     (Act::StorePositions, "service.store-positions", Place::Service),
     (Act::CommitOffsets, "service.commit-offsets", Place::Service),
+    (Act::LookForLeftovers, "xa.look-for-leftovers", Place::Xa),
+    (Act::LookBeforeWord, "xa.look-before-word", Place::Xa),
+    (Act::TakeWord, "local.take-word", Place::Local),
+    (Act::Redo, "local.redo", Place::Local),
+    (Act::LookBeforePurge, "local.look-before-purge", Place::Local),
+    (Act::LookAtPage, "local.look-at-page", Place::Local),
+    (Act::Purge, "local.purge", Place::Local),
+    (Act::AppendInquiry, "service.append-inquiry", Place::Service),
+    (Act::Note, "service.note", Place::Service),
+    (Act::AppendIncident, "service.append-incident", Place::Service),
+    (Act::IncidentIsThere, "service.incident-is-there", Place::Service),
+    (Act::MarkTold, "service.mark-told", Place::Service),
+    (Act::BeginRestore, "service.begin-restore", Place::Service),
+    (Act::LookForMissing, "service.look-for-missing", Place::Service),
+    (Act::EndRestore, "service.end-restore", Place::Service),
 ];
 
 /// What every name begins with, so that a binary can be searched for it.

@@ -459,9 +459,11 @@ impl Session for LocalSession<'_> {
         let letters: Vec<&str> = marks.keys().map(|(letters, _)| letters.as_str()).collect();
         let shards: Vec<i32> = marks.keys().map(|(_, shard)| i32::from(shard.0)).collect();
         let offsets: Vec<i64> = marks.values().map(|mark| mark.cast_signed()).collect();
-        self.lease.client.execute(&delete, &[&txids]).await.map_err(failed)?;
-        self.lease.client.execute(&raise, &[&letters, &shards, &offsets]).await.map_err(failed)?;
-        Ok(())
+        let (txids, marks): ([&(dyn ToSql + Sync); 1], [&(dyn ToSql + Sync); 3]) =
+            ([&txids], [&letters, &shards, &offsets]);
+        let client = &self.lease.client;
+        let (deleted, raised) = tokio::join!(biased; client.execute(&delete, &txids), client.execute(&raise, &marks));
+        deleted.and(raised).map(drop).map_err(failed)
     }
 
     async fn branches(&mut self, works: &[Vec<Work<'_>>]) -> Vec<Landed> {

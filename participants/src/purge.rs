@@ -13,6 +13,7 @@ use suture_contract::ids::Txid;
 use suture_participants_core::doubts::InDoubt;
 use suture_participants_core::marks::purge;
 
+use crate::points::{Act, around};
 use crate::reserve::Session;
 use crate::resource::{Page, Purged, Unavailable};
 use crate::trouble::Trouble;
@@ -26,13 +27,14 @@ pub(crate) async fn purge_page<S: Session>(
     let failed = |trouble: Trouble| trouble.unavailable("purging");
     let in_doubt = in_doubt.iter().map(|branch| branch.txid);
     let unfinished: Vec<Txid> = in_doubt.chain(page.unacknowledged.iter().copied()).collect();
-    session.begin().await.map_err(failed)?;
-    let rows = session.page(page.after.as_ref(), page.older_than, page.rows).await.map_err(failed)?;
+    around(Act::Begin, session.begin()).await.map_err(failed)?;
+    let looking = session.page(page.after.as_ref(), page.older_than, page.rows);
+    let rows = around(Act::LookAtPage, looking).await.map_err(failed)?;
     let chosen = purge(&rows, &unfinished, |shard| page.shards.contains(&shard));
     if !chosen.txids.is_empty() {
-        session.purge(&chosen).await.map_err(failed)?;
+        around(Act::Purge, session.purge(&chosen)).await.map_err(failed)?;
     }
-    session.commit().await.map_err(failed)?;
+    around(Act::CommitBatch, session.commit()).await.map_err(failed)?;
     let is_full = rows.len() >= page.rows;
     Ok(Purged { rows: chosen.txids.len(), next: rows.last().filter(|_| is_full).map(|row| row.txid) })
 }

@@ -681,7 +681,10 @@ impl Task for RedoTask<'_> {
     type Done = Redone;
 
     fn act(&self) -> Option<Act> {
-        None
+        match self {
+            Self::Not(_) => None,
+            Self::Run { .. } => Some(Act::Redo),
+        }
     }
 
     fn work(&self) -> Vec<Work<'_>> {

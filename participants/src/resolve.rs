@@ -5,6 +5,7 @@ use suture_participants_core::branch::{KeyRow, Row};
 use suture_participants_core::settle::{Unsettled, Word, Written, settle};
 
 use crate::ledger::{LedgerRow, StoredKeyRow, StoredRow};
+use crate::points::{Act, around};
 use crate::reserve::{Session, Work};
 use crate::resource::{Fault, Resolution, Unavailable};
 use crate::trouble::{Blame, Trouble};
@@ -14,19 +15,19 @@ pub(crate) async fn resolve<S: Session>(
     session: &mut S,
     Resolution { word, business_key, entry }: &Resolution,
 ) -> Result<Result<(), Unsettled>, Unavailable> {
-    session.begin().await.map_err(at_fault)?;
+    around(Act::Begin, session.begin()).await.map_err(at_fault)?;
     let row = match ledger_row(session, word, business_key).await? {
         Ok(row) => row,
         Err(unsettled) => {
-            session.roll_back().await.map_err(at_fault)?;
+            around(Act::RollBackBatch, session.roll_back()).await.map_err(at_fault)?;
             return Ok(Err(unsettled));
         }
     };
     let work = [Work::Remove(&word.txid), Work::Insert(&row), Work::Note(entry)];
-    match session.branch(&work).await.trouble {
-        None => session.commit().await.map_err(at_fault).map(Ok),
+    match around(Act::TakeWord, session.branch(&work)).await.trouble {
+        None => around(Act::CommitBatch, session.commit()).await.map_err(at_fault).map(Ok),
         Some(trouble) if trouble.is_met() => {
-            session.roll_back().await.map_err(at_fault)?;
+            around(Act::RollBackBatch, session.roll_back()).await.map_err(at_fault)?;
             Ok(Err(Unsettled::Held))
         }
         Some(trouble) => Err(at_fault(trouble)),
@@ -38,12 +39,13 @@ async fn ledger_row<S: Session>(
     word: &Word,
     business_key: &BusinessKey,
 ) -> Result<Result<LedgerRow, Unsettled>, Unavailable> {
-    let stored = match session.rows(&[word.txid], true).await {
+    let stored = match around(Act::LookLocking, session.rows(&[word.txid], true)).await {
         Ok(mut rows) => rows.remove(&word.txid),
         Err(trouble) if trouble.blame == Blame::Busy => return Ok(Err(Unsettled::Held)),
         Err(trouble) => return Err(at_fault(trouble)),
     };
-    let of_key = session.rows_of_keys(&[business_key.as_str()]).await.map_err(at_fault)?;
+    let keys = [business_key.as_str()];
+    let of_key = around(Act::LookAtKeys, session.rows_of_keys(&keys)).await.map_err(at_fault)?;
     let (row, of_key) =
         read(stored, &of_key).map_err(|_| Unavailable::new("resolving", "a ledger row cannot be read"))?;
     Ok(settle(row.as_ref(), &of_key, word).map(|written| LedgerRow::resolved(word, business_key, written)))

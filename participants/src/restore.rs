@@ -49,6 +49,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use crate::envelope::{Read, read_decision, read_prepare};
 use crate::incidents::{self, skipped};
 use crate::jobs::{Job, decide, decide_again, until_answered};
+use crate::points::{Act, around};
 use crate::resource::{Effect, Position, Prepared, Redone, Resource, Which};
 use crate::service::{ServiceError, list, unusable};
 use crate::take::{Letters, Names, range};
@@ -95,7 +96,7 @@ pub(crate) async fn bring_back<R: Resource>(
             acknowledged = log.committed.as_ref().map(|committed| committed.offset),
             "the database went back: this ledger had acknowledged more than it holds; what is missing is brought back"
         );
-        until_answered(|| resource.begin_restore()).await;
+        around(Act::BeginRestore, until_answered(|| resource.begin_restore())).await;
         if !until_answered(|| resource.is_restoring()).await {
             tracing::info!(%participant, "another process has brought the database back meanwhile");
             return Ok(());
@@ -277,7 +278,7 @@ impl<R: Resource> Restore<'_, R> {
         }
         let redone = self.redo_all().await?;
         let (prepared, not_prepared) = self.prepare_again(&acknowledged).await?;
-        until_answered(|| self.resource.end_restore()).await;
+        around(Act::EndRestore, until_answered(|| self.resource.end_restore())).await;
         let Redoing { rounds, redone, known, lost } = redone;
         tracing::warn!(
             participant = %self.participant, ledger = self.resource.ledger_id(), redone, known, rounds, prepared, not_prepared,
@@ -421,7 +422,8 @@ impl<R: Resource> Restore<'_, R> {
         if txids.is_empty() {
             return txids;
         }
-        let known = until_answered(|| self.resource.states(txids.clone())).await;
+        let looking = until_answered(|| self.resource.states(txids.clone()));
+        let known = around(Act::LookForMissing, looking).await;
         txids.into_iter().filter(|txid| !known.contains_key(txid)).collect()
     }
 

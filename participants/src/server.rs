@@ -14,6 +14,7 @@ use suture_participants_core::settle::Unsettled;
 
 use crate::config::ServerSettings;
 use crate::ledger::{LEDGER_ID, LedgerName, OnNo, RESTORING, StoredRow, states_of};
+use crate::points::{Act, around};
 use crate::resource::{
     Batching, Decided, Entry, Leftover, Noted, Page, Position, Prepared, Purged, Redone, Resolution, Resource,
     SeedError, Stored, Unavailable, Which,
@@ -169,7 +170,7 @@ impl<S: Server> Resource for S {
     }
 
     async fn purge(&self, page: Page) -> Result<Purged, Unavailable> {
-        let in_doubt = self.in_doubt().await?;
+        let in_doubt = around(Act::LookBeforePurge, self.in_doubt()).await?;
         within(self.opened().settings.patience(), "purging", self.purge_page(&page, &in_doubt)).await
     }
 
@@ -231,10 +232,11 @@ impl<S: Server> Resource for S {
     async fn resolve(&self, resolution: Resolution) -> Result<Result<(), Unsettled>, Unavailable> {
         let (doing, patience) = ("resolving", self.opened().settings.patience());
         let txid = resolution.word.txid;
-        if self.opened().mode == Mode::Xa
-            && within(patience, doing, self.look_at_all(&[txid])).await?.gids.contains_key(&txid)
-        {
-            return Ok(Err(Unsettled::InDoubt));
+        if self.opened().mode == Mode::Xa {
+            let listed = around(Act::LookBeforeWord, within(patience, doing, self.look_at_all(&[txid]))).await?.gids;
+            if listed.contains_key(&txid) {
+                return Ok(Err(Unsettled::InDoubt));
+            }
         }
         within(patience, doing, self.write_resolution(&resolution)).await
     }

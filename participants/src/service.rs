@@ -940,11 +940,12 @@ impl<R: Resource> Service<R> {
                 let partition = vote.shard.partition();
                 let traceparent = vote.traceparent.as_deref();
                 let (topic, value) = (&self.names.votes, Some(vote.value.as_slice()));
-                before(Act::AppendVote);
+                let act = if vote.offset.is_some() { Act::AppendVote } else { Act::AppendInquiry };
+                before(act);
                 if self.outbox.append(topic, partition, key.as_bytes(), value, "vote", traceparent, token).is_err() {
                     return;
                 }
-                after(Act::AppendVote);
+                after(act);
             }
             self.unsent.pop_front();
         }

@@ -41,6 +41,7 @@ use crate::ledger::{
     LEDGER_ID, LedgerName, OnNo, RESTORING, StoredKeyRow, StoredRow, all_steps, bind_seed, states_of, went_back,
 };
 use crate::needs;
+use crate::points::{Act, around};
 use crate::purge::purge_page;
 use crate::reserve::{self, Session, Work};
 use crate::resolve::resolve;
@@ -138,11 +139,8 @@ impl Resource for SqliteResource {
     }
 
     async fn purge(&self, page: Page) -> Result<Purged, Unavailable> {
-        self.run(move |ledger| {
-            let in_doubt = ledger.in_doubt()?;
-            at_once(purge_page(ledger, &page, &in_doubt))
-        })
-        .await
+        let in_doubt = around(Act::LookBeforePurge, self.in_doubt()).await?;
+        self.run(move |ledger| at_once(purge_page(ledger, &page, &in_doubt))).await
     }
 
     async fn load_positions(&self, topic: String) -> Result<Vec<Position>, Unavailable> {

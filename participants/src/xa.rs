@@ -359,7 +359,8 @@ pub(crate) async fn abort<B: Branches>(branches: &B, batch: &[Arc<Decision>]) ->
 
 /// Our branches in the list that ought not to be there.
 pub(crate) async fn leftovers<B: Branches>(branches: &B) -> Result<Vec<Leftover>, Unavailable> {
-    let listed: Vec<Txid> = branches.look_at_all(&[]).await?.gids.into_keys().collect();
+    let looking = around(Act::LookForLeftovers, branches.look_at_all(&[]));
+    let listed: Vec<Txid> = looking.await?.gids.into_keys().collect();
     let found = left(branches, &listed).await?;
     Ok(found.into_iter().map(|(gid, state)| Leftover { txid: gid.txid, state }).collect())
 }
@@ -378,7 +379,8 @@ async fn left<B: Branches>(branches: &B, txids: &[Txid]) -> Result<Vec<(Gid, Sta
     if txids.is_empty() {
         return Ok(Vec::new());
     }
-    let Known { mut gids, mut rows, marks, .. } = branches.look_at_all(txids).await?;
+    let looking = around(Act::LookForLeftovers, branches.look_at_all(txids));
+    let Known { mut gids, mut rows, marks, .. } = looking.await?;
     let state_of = |gid: Gid| match rows.remove(&gid.txid).map(StoredRow::read) {
         Some(Ok(Row { state, hash, .. })) if gid.has_hash(&hash) => {
             matches!(state, State::Aborted | State::Refused).then_some((gid, state))

@@ -700,12 +700,21 @@ mod crashes {
         }
 
         fn places(&self) -> &'static [Place] {
-            if self.config == XA { &[Place::Xa, Place::XaOfMariadb] } else { &[Place::Reserve] }
+            match self.config {
+                XA => &[Place::Xa, Place::XaOfMariadb, Place::Local],
+                _ => &[Place::Reserve, Place::Local],
+            }
         }
 
         fn hindrance(&self) -> Option<[&'static str; 2]> {
             let busy = "create trigger hinder before update on item for each row signal sqlstate '45000' set mysql_errno = 1205";
             (self.config == RESERVE).then_some([busy, "drop trigger hinder"])
+        }
+
+        async fn come_back(&self, branch: &Prepare) {
+            let (xid, txid) = (self.xid(branch), branch.txid);
+            let item = format!("insert into item values ('back-{txid}', '-', 1, true, '{txid}')");
+            self.execute(&format!("xa start {xid}; {item}; xa end {xid}; xa prepare {xid}")).await;
         }
 
         async fn execute(&self, sql: &str) {

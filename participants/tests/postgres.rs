@@ -1032,11 +1032,16 @@ mod crashes {
         }
 
         fn places(&self) -> &'static [Place] {
-            &[Place::Xa]
+            &[Place::Xa, Place::Local]
         }
 
         fn hindrance(&self) -> Option<[&'static str; 2]> {
             None
+        }
+
+        async fn come_back(&self, branch: &Prepare) {
+            let item = format!("insert into item values ('back-{0}', '-', 1, true, '{0}')", branch.txid);
+            self.execute(&format!("begin; {item}; prepare transaction '{}'", self.gid(branch))).await;
         }
 
         async fn execute(&self, sql: &str) {
@@ -1050,7 +1055,7 @@ mod crashes {
         }
 
         fn places(&self) -> &'static [Place] {
-            &[Place::Reserve]
+            &[Place::Reserve, Place::Local]
         }
 
         fn hindrance(&self) -> Option<[&'static str; 2]> {
@@ -1060,6 +1065,10 @@ mod crashes {
                  create trigger hinder before update of done on item execute function hinder()",
                 "drop trigger hinder on item",
             ])
+        }
+
+        async fn come_back(&self, _: &Prepare) {
+            unreachable!("nothing is prepared in mode reserve");
         }
 
         async fn execute(&self, sql: &str) {

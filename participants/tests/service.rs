@@ -14,7 +14,7 @@ use common::{decision, hash, txid};
 use rusqlite::Connection;
 use serde_json::value::RawValue;
 use suture_contract::codec::{Message, decode, encode};
-use suture_contract::ids::{Attempt, Participant, Txid};
+use suture_contract::ids::{Attempt, LogLetters, Participant, Txid};
 use suture_contract::messages::{Ballot, Decision, Prepare, Verdict, Vote};
 use suture_participants::config::{Database, ParticipantConfig, UpkeepSettings};
 use suture_participants::opened::OpenedResource;
@@ -70,7 +70,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A broker, a file, and the coordinator's side of the topics.
 struct World {
-    broker: EmbeddedBroker,
+    _broker: EmbeddedBroker,
     kafka: KafkaSettings,
     folder: tempfile::TempDir,
     outbox: Outbox,
@@ -88,8 +88,14 @@ struct Running {
 
 impl World {
     fn new() -> Self {
+        Self::of_log(None)
+    }
+
+    /// Whose requests have these letters, or new ones.
+    fn of_log(letters: Option<LogLetters>) -> Self {
         let broker = EmbeddedBroker::start().unwrap();
         let mut kafka = broker.settings("suture".parse().unwrap());
+        kafka.log_letters = letters.or(kafka.log_letters);
         kafka.partitions = 3;
         broker.create_topics(&kafka, &["bank".parse().unwrap()]).unwrap();
         let outbox = Outbox::start(&kafka, "test", |_| ()).unwrap();
@@ -97,7 +103,7 @@ impl World {
         let reader = Reader::start(&kafka, "test", sender).unwrap();
         reader.add(&[(VOTES, 0, 0), (VOTES, 1, 0), (VOTES, 2, 0)]);
         let folder = tempfile::tempdir().unwrap();
-        Self { broker, kafka, folder, outbox, votes, unread: Default::default(), _reader: reader }
+        Self { _broker: broker, kafka, folder, outbox, votes, unread: Default::default(), _reader: reader }
     }
 
     fn file(&self) -> PathBuf {
@@ -136,7 +142,7 @@ impl World {
 
     /// A txid of this broker's requests.
     fn txid(&self, shard: u16, offset: u64) -> Txid {
-        format!("{}-{shard}-{offset}", self.broker.letters()).parse().unwrap()
+        format!("{}-{shard}-{offset}", self.kafka.log_letters.unwrap()).parse().unwrap()
     }
 
     fn prepare(&self, shard: u16, offset: u64, id: &str) -> Prepare {
@@ -292,6 +298,23 @@ impl World {
             }
         });
         timeout(PATIENCE, asking).await.expect("not appended").unwrap();
+    }
+
+    /// Appends until the first record of a partition is gone, and what stands there now is none of the service's; answers where the
+    /// partition ends.
+    async fn trim(&self, topic: &'static str, partition: i32) -> u64 {
+        let (kafka, outbox) = (self.kafka.clone(), &self.outbox);
+        let probe = Probe::start(&kafka).unwrap();
+        let range = || tokio::task::block_in_place(|| probe.watermarks(topic, partition).unwrap());
+        let trimming = async {
+            while range().0 < 2 {
+                let end = range().1;
+                outbox.append(topic, partition, b"x", Some(&[b'{'; 900_000]), "test", None, 0).unwrap();
+                self.until_appended(topic, partition, end + 1).await;
+            }
+        };
+        timeout(PATIENCE, trimming).await.expect("nothing is trimmed");
+        range().1
     }
 
     async fn until_counted(&self, sql: &str, wanted: i64) {
@@ -543,6 +566,87 @@ async fn an_offset_that_was_set_by_hand_skips_nothing() {
         .await;
     assert_eq!(world.number("select count(*) from item where done"), 1);
     running.stop().await;
+}
+
+/// R9: a week without the participant, and the group's offsets have expired.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_that_has_forgotten_its_offsets_goes_on_at_the_rows() {
+    let mut world = World::new();
+    let running = world.start().await;
+    let branch = world.prepare(0, 0, "a");
+    world.ask(&branch);
+    assert_eq!(world.ballot(&branch).await, YES);
+    world.decide(&branch, Verdict::Commit);
+    world.until_acknowledged(DECISIONS, 0, 1).await;
+    world.until_acknowledged(PREPARES, 0, 1).await;
+    running.stop().await;
+
+    // A broker with the same logs, and without the group.
+    let World { folder, kafka, .. } = world;
+    let mut world = World { folder, ..World::of_log(kafka.log_letters) };
+    world.ask(&branch);
+    world.decide(&branch, Verdict::Commit);
+    world.until_appended(PREPARES, 0, 1).await;
+    world.until_appended(DECISIONS, 0, 1).await;
+    let running = world.start().await;
+    assert_eq!(world.until_acknowledged(DECISIONS, 0, 1).await.metadata, running.ledger);
+    let next = world.prepare(0, 1, "b");
+    world.ask(&next);
+    assert_eq!(world.ballot(&next).await, YES, "the first vote in this log");
+    world.decide(&next, Verdict::Commit);
+    world.until_acknowledged(DECISIONS, 0, 2).await;
+    assert_eq!(world.number("select count(*) from item where done = 1"), 2);
+    running.stop().await;
+}
+
+/// R9: what was trimmed of the prepares has expired long ago. Decisions that were trimmed are missing.
+#[tokio::test(flavor = "multi_thread")]
+async fn below_the_start_of_its_log_a_shard_goes_on_with_prepares_and_stops_at_decisions() {
+    let mut world = World::new();
+    let running = world.start().await;
+    let (one, other) = (world.prepare(0, 0, "a"), world.prepare(1, 0, "b"));
+    world.ask(&one);
+    assert_eq!(world.ballot(&one).await, YES);
+    world.until_acknowledged(PREPARES, 0, 1).await;
+    world.until_acknowledged(DECISIONS, 1, 0).await;
+    running.stop().await;
+    let end = world.trim(PREPARES, 0).await;
+    world.trim(DECISIONS, 1).await;
+
+    let running = world.start().await;
+    world.until_acknowledged(PREPARES, 0, end).await;
+    let next = world.prepare(0, 1, "c");
+    world.ask(&next);
+    assert_eq!(world.ballot(&next).await, YES);
+    world.decide(&one, Verdict::Commit);
+    world.until_acknowledged(DECISIONS, 0, 1).await;
+    world.ask(&other);
+    world.until_appended(PREPARES, 1, 1).await;
+    assert!(matches!(running.end().await, Err(ServiceError::StoppedShards(1))));
+    assert_eq!(world.number("select count(*) from suture_audit"), 0, "and not in front of a record");
+    assert_eq!(world.number("select count(*) from item"), 2);
+}
+
+/// R9: also when it is looked at again.
+#[tokio::test(flavor = "multi_thread")]
+async fn past_the_end_of_a_log_a_shard_stops() {
+    let mut world = World::new();
+    let running = world.start().await;
+    world.until_acknowledged(PREPARES, 0, 0).await;
+    world.until_acknowledged(DECISIONS, 1, 0).await;
+    running.stop().await;
+    for place in ["topic = 'suture.prepare.bank' and shard = 0", "topic = 'suture.decisions' and shard = 1"] {
+        let ahead = format!("update suture_positions set next_offset = 9 where {place} returning next_offset");
+        assert_eq!(world.number(&ahead), 9);
+    }
+    let running = world.start().await;
+    for (shard, id) in [(0, "a"), (1, "b"), (2, "c")] {
+        world.ask(&world.prepare(shard, 0, id));
+    }
+    let sound = world.prepare(2, 0, "c");
+    assert_eq!(world.ballot(&sound).await, YES, "the others are not asked");
+    assert!(matches!(running.end().await, Err(ServiceError::StoppedShards(2))));
+    assert_eq!(world.number("select count(*) from item"), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -837,6 +941,32 @@ async fn what_cannot_be_brought_back_is_lost_and_nothing_else() {
     assert_eq!(world.number("select count(*) from suture_ledger where state = 'committed'"), 1);
     let answer = running.end().await;
     assert!(matches!(answer, Err(ServiceError::StoppedShards(1))), "{answer:?}");
+    let committed = GroupOffsets::new(&world.kafka).committed(GROUP, &[(DECISIONS, 0)]).unwrap().remove(0).unwrap();
+    assert_eq!(committed.offset, 0, "never acknowledged");
+}
+
+/// R16: it said yes, went back, and says no now. The first vote counts, so the commit finds nothing here.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_votes_differently_after_a_restore_has_lost_the_commit() {
+    let mut world = World::new();
+    let running = world.start().await;
+    world.until_acknowledged(DECISIONS, 0, 0).await;
+    running.stop().await;
+    let backup = world.copy().await;
+    let running = world.start().await;
+    let branch = world.prepare(0, 0, "a");
+    world.ask(&branch);
+    assert_eq!(world.ballot(&branch).await, YES);
+    world.until_acknowledged(PREPARES, 0, 1).await;
+    running.stop().await;
+
+    world.put_back(&backup).await;
+    assert_eq!(world.number("insert into item (id, done, txid) values ('a', 1, 'nobody') returning 1"), 1);
+    let running = world.start().await;
+    assert_eq!(world.ballot(&branch).await, no("TAKEN"));
+    world.decide(&branch, Verdict::Commit);
+    world.until_counted("select count(*) from suture_audit where entry like 'lost:%'", 1).await;
+    assert!(matches!(running.end().await, Err(ServiceError::StoppedShards(1))));
     let committed = GroupOffsets::new(&world.kafka).committed(GROUP, &[(DECISIONS, 0)]).unwrap().remove(0).unwrap();
     assert_eq!(committed.offset, 0, "never acknowledged");
 }

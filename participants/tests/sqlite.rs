@@ -313,6 +313,7 @@ async fn a_file_that_another_one_was_put_in_the_place_of_takes_no_positions() {
 /// R1: the process ends at any point of its work.
 #[cfg(feature = "failpoints")]
 mod crashes {
+    use suture_contract::messages::Prepare;
     use suture_participants::points::Place;
 
     use super::common::crash::{Crashes, at_every_point, ordered};
@@ -345,13 +346,17 @@ mod crashes {
         }
 
         fn places(&self) -> &'static [Place] {
-            &[Place::Reserve]
+            &[Place::Reserve, Place::Local]
         }
 
         fn hindrance(&self) -> Option<[&'static str; 2]> {
             let rolling_back =
                 "create trigger hinder before update of done on item begin select raise(rollback, ''); end";
             Some([rolling_back, "drop trigger hinder"])
+        }
+
+        async fn come_back(&self, _: &Prepare) {
+            unreachable!("nothing is prepared in mode reserve");
         }
 
         async fn execute(&self, sql: &str) {

@@ -3,7 +3,7 @@
 //! The process that ends is this test once more, told by [`ORDER`] what to do and where to end. A story is played without an
 //! end first, which tells the points that it passes; then it ends at each of them, the first time and the second time that
 //! it gets there, for a story is about two branches. The next process is told what a participant is told after a restart: the
-//! decisions that there are, its prepares, and the decisions again.
+//! decisions that there are, its prepares, and the decisions again. What it does beside its messages it does again as well.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::process::ExitStatusExt;
@@ -12,21 +12,25 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use nix::sys::signal::{Signal, raise};
-use suture_contract::messages::{Prepare, Verdict};
+use suture_contract::ids::Txid;
+use suture_contract::messages::{IncidentKind, Prepare, Settled, Verdict};
+use suture_participants::incidents::Refused;
 use suture_participants::points::{Place, TABLE, names};
-use suture_participants::resource::{Decided, Effect, Fault, Prepared, Resource, Unavailable};
-use suture_participants_core::branch::Wrong;
+use suture_participants::resource::{Decided, Effect, Fault, Prepared, Redone, Resource, Unavailable, Which};
+use suture_participants_core::branch::{State, Wrong};
+use suture_participants_core::settle::Unsettled;
 
-use super::{Bench, MONEY, code, decision, put, until_answered, yes};
+use super::settling::{met, say};
+use super::{Bench, MARK, MONEY, abort, code, commit, decision, page, prepare_one, purge, put, until_answered, yes};
 
 /// Tells the process what to do and where to end.
 const ORDER: &str = "SUTURE_TEST_CRASH";
 
 /// What is in an account at the start.
-const MUCH: i64 = 100_000;
+pub const MUCH: i64 = 100_000;
 
 /// No point is called so.
-const NOWHERE: &str = "nowhere";
+pub const NOWHERE: &str = "nowhere";
 
 /// How often a point is an end in one story.
 const TIMES: usize = 2;
@@ -39,6 +43,8 @@ pub trait Crashes: Bench {
     fn places(&self) -> &'static [Place];
     /// SQL that makes a confirm step come to nothing with all of its local transaction, and SQL that takes that back.
     fn hindrance(&self) -> Option<[&'static str; 2]>;
+    /// Prepares something under the name of this branch, by hand.
+    async fn come_back(&self, branch: &Prepare);
     /// Runs SQL.
     async fn execute(&self, sql: &str);
 }
@@ -57,16 +63,38 @@ enum Story {
     Lost,
     /// Both have said yes; the commits meet something in the way, which is gone afterwards.
     Hindered,
+    /// Both are aborted, and prepared beside their rows.
+    Swept,
+    /// One is committed, one aborted, and their rows are old.
+    Purged,
+    /// One is lost, the other only called so, and a person says what became of them.
+    Resolved,
+    /// The commits of both are done again, and one fails.
+    Redone,
 }
 
-const STORIES: [Story; 6] =
-    [Story::Commit, Story::Abort, Story::Refused, Story::Overtaken, Story::Lost, Story::Hindered];
+const STORIES: [Story; 10] = [
+    Story::Commit,
+    Story::Abort,
+    Story::Refused,
+    Story::Overtaken,
+    Story::Lost,
+    Story::Hindered,
+    Story::Swept,
+    Story::Purged,
+    Story::Resolved,
+    Story::Redone,
+];
 
-/// What a participant is told.
+/// What a participant is told, or does by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Told {
     Prepares,
     Decisions,
+    Sweep,
+    Purge,
+    Words,
+    Redo,
 }
 
 impl Story {
@@ -75,19 +103,38 @@ impl Story {
             Self::Commit | Self::Abort | Self::Refused => &[Told::Prepares, Told::Decisions],
             Self::Overtaken => &[Told::Decisions, Told::Prepares],
             Self::Lost | Self::Hindered => &[Told::Decisions],
+            Self::Swept => &[Told::Sweep],
+            Self::Purged => &[Told::Purge],
+            Self::Resolved => &[Told::Words],
+            Self::Redone => &[Told::Redo],
+        }
+    }
+
+    fn is_of(self, bench: &impl Crashes) -> bool {
+        match self {
+            Self::Hindered => bench.hindrance().is_some(),
+            Self::Swept => bench.places().contains(&Place::Xa),
+            _ => true,
         }
     }
 
     fn verdict(self) -> Verdict {
         match self {
-            Self::Commit | Self::Lost | Self::Hindered => Verdict::Commit,
-            Self::Abort | Self::Refused | Self::Overtaken => Verdict::Abort,
+            Self::Commit | Self::Lost | Self::Hindered | Self::Purged | Self::Resolved | Self::Redone => {
+                Verdict::Commit
+            }
+            Self::Abort | Self::Refused | Self::Overtaken | Self::Swept => Verdict::Abort,
         }
     }
 
     fn branches(self, n: u64) -> [Arc<Prepare>; 2] {
-        let first = if self == Self::Refused { "nobody" } else { "y" };
-        [(n, first), (n + 1, "z")].map(|(n, account)| put(n, &format!("key-{n}"), &format!("i{n}"), account, 1))
+        let accounts = match self {
+            Self::Refused => ["nobody", "z"],
+            Self::Redone => ["y", "nobody"],
+            _ => ["y", "z"],
+        };
+        [(n, accounts[0]), (n + 1, accounts[1])]
+            .map(|(n, account)| put(n, &format!("key-{n}"), &format!("i{n}"), account, 1))
     }
 
     /// What the votes must be, before or after the decisions.
@@ -107,9 +154,11 @@ impl Story {
     fn states(self) -> [Option<&'static str>; 2] {
         match self {
             Self::Commit | Self::Hindered => [Some("committed"); 2],
-            Self::Abort | Self::Overtaken => [Some("aborted"); 2],
+            Self::Abort | Self::Overtaken | Self::Swept => [Some("aborted"); 2],
             Self::Refused => [Some("refused"), Some("aborted")],
-            Self::Lost => [None; 2],
+            Self::Resolved => [Some("abandoned"), Some("committed")],
+            Self::Redone => [Some("committed"), None],
+            Self::Lost | Self::Purged => [None; 2],
         }
     }
 }
@@ -156,10 +205,7 @@ pub async fn at_every_point<B: Crashes>(bench: &B) {
     }
     provide(bench).await;
     let (mut n, mut ends) = (1000, BTreeSet::new());
-    for story in STORIES {
-        if story == Story::Hindered && bench.hindrance().is_none() {
-            continue;
-        }
+    for story in STORIES.into_iter().filter(|story| story.is_of(bench)) {
         let mut play = async |point: &str, time: usize| {
             n += 10;
             let order = Order { database: bench.name(), story, n, point: point.to_string(), time };
@@ -212,9 +258,8 @@ impl Order {
 /// Plays the story as a new process; gives what that said, and whether SIGKILL was its end.
 async fn end_a_process<B: Crashes>(bench: &B, order: &Order) -> (Vec<String>, bool) {
     let hindrance = bench.hindrance().filter(|_| order.story == Story::Hindered);
+    set_the_scene(bench, order.story, &order.story.branches(order.n)).await;
     if let Some([hinder, _]) = hindrance {
-        let bank = bench.open().await;
-        assert_eq!(bank.prepare(order.story.branches(order.n).to_vec()).await.unwrap(), [yes(), yes()]);
         bench.execute(hinder).await;
     }
     let mut process = this_test(&order.lines());
@@ -226,6 +271,34 @@ async fn end_a_process<B: Crashes>(bench: &B, order: &Order) -> (Vec<String>, bo
     let was_killed = output.status.signal() == Some(Signal::SIGKILL as i32);
     assert!(was_killed || output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     (said, was_killed)
+}
+
+/// What was before.
+async fn set_the_scene<B: Crashes>(bench: &B, story: Story, branches: &[Arc<Prepare>; 2]) {
+    let bank = bench.open().await;
+    let [first, second] = branches;
+    match story {
+        Story::Commit | Story::Abort | Story::Refused | Story::Overtaken | Story::Lost | Story::Redone => {}
+        Story::Hindered => assert_eq!(bank.prepare(branches.to_vec()).await.unwrap(), [yes(), yes()]),
+        Story::Swept => {
+            for branch in branches {
+                assert_eq!(abort(&bank, branch).await, Ok(Effect::NotedAbort));
+                bench.come_back(branch).await;
+            }
+        }
+        Story::Purged => {
+            purge(&bank, &page(None, 1_000)).await;
+            assert_eq!(bank.prepare(branches.to_vec()).await.unwrap(), [yes(), yes()]);
+            assert_eq!(commit(&bank, first).await, Ok(Effect::Finished));
+            assert_eq!(abort(&bank, second).await, Ok(Effect::Finished));
+        }
+        Story::Resolved => {
+            assert_eq!(prepare_one(&bank, second).await, yes());
+            assert_eq!(commit(&bank, second).await, Ok(Effect::Finished));
+            let lost = branches.each_ref().map(|branch| met(IncidentKind::Lost, branch, Verdict::Commit));
+            bank.note(lost.to_vec()).await.unwrap();
+        }
+    }
 }
 
 async fn obey<B: Crashes>(bench: &B, order: &Order) {
@@ -244,6 +317,10 @@ async fn obey<B: Crashes>(bench: &B, order: &Order) {
                 // Once: what is in the way stays there.
                 let _ = try_to_decide(&bank, order.story, &branches).await;
             }
+            Told::Sweep => drop(sweep(&bank).await),
+            Told::Purge => drop(purge(&bank, &page(None, 1)).await),
+            Told::Words => drop(say_all(&bank, &branches).await),
+            Told::Redo => drop(bank.redo(branches.to_vec()).await),
         }
     }
 }
@@ -253,12 +330,29 @@ async fn obey<B: Crashes>(bench: &B, order: &Order) {
 async fn all_or_nothing<B: Crashes>(bench: &B, story: Story, n: u64, had_decisions: bool) {
     let branches = story.branches(n);
     let bank = bench.open().await;
+    match story {
+        Story::Swept => is_swept(&bank, &branches).await,
+        Story::Purged => is_purged(bench, &bank, &branches).await,
+        Story::Resolved => is_resolved(bench, &bank, &branches).await,
+        Story::Redone => is_redone(&bank, &branches).await,
+        _ => is_decided(&bank, story, &branches, had_decisions).await,
+    }
+    for (branch, state) in branches.iter().zip(story.states()) {
+        let is_effective = state == Some("committed") || (story == Story::Purged && branch.txid.offset == n);
+        count_effects(bench, branch, is_effective).await;
+        count_row(bench, branch, state).await;
+    }
+    assert!(bank.in_doubt().await.unwrap().is_empty(), "nothing is in doubt");
+    add_up(bench).await;
+}
+
+async fn is_decided<R: Resource>(bank: &R, story: Story, branches: &[Arc<Prepare>; 2], had_decisions: bool) {
     let usual = |decided: &Decided| match story {
-        Story::Lost => matches!(decided, Err(Fault::Violation(violation)) if violation.wrong == Wrong::Lost),
+        Story::Lost => is_lost(decided),
         _ => decided.is_ok(),
     };
     if had_decisions {
-        let decided = decide(&bank, story, &branches).await;
+        let decided = decide(bank, story, branches).await;
         assert!(decided.iter().all(usual), "{decided:?}");
     }
     if story != Story::Lost {
@@ -266,29 +360,122 @@ async fn all_or_nothing<B: Crashes>(bench: &B, story: Story, n: u64, had_decisio
         assert!(story.votes_are_right(&votes, had_decisions), "{votes:?}");
     }
     for is_repeat in [false, true] {
-        let decided = decide(&bank, story, &branches).await;
+        let decided = decide(bank, story, branches).await;
         assert!(decided.iter().all(usual), "{decided:?}");
         let repeated = decided.iter().all(|decided| *decided == Ok(Effect::Repeated));
         assert!(repeated || !is_repeat || story == Story::Lost, "{decided:?}");
     }
-    for (branch, state) in branches.iter().zip(story.states()) {
-        count_rows(bench, branch, state).await;
+}
+
+async fn is_swept<R: Resource>(bank: &R, branches: &[Arc<Prepare>; 2]) {
+    // Who has prepared it may not be gone yet: then it is found again.
+    let left = || Unavailable::new("sweeping", "something is left");
+    until_answered(|| async { if sweep(bank).await?.is_empty() { Ok(()) } else { Err(left()) } }).await;
+    for branch in branches {
+        assert_eq!(code(&prepare_one(bank, branch).await), "aborted");
+        assert_eq!(abort(bank, branch).await, Ok(Effect::Repeated));
     }
-    assert!(bank.in_doubt().await.unwrap().is_empty(), "nothing is in doubt");
-    add_up(bench).await;
+}
+
+/// Answers what was found.
+async fn sweep<R: Resource>(bank: &R) -> Result<Vec<Txid>, Unavailable> {
+    let found: Vec<Txid> = bank.leftovers().await?.iter().map(|leftover| leftover.txid).collect();
+    bank.sweep(found.clone()).await?;
+    Ok(found)
+}
+
+/// What is gone lies below the mark, and whatever comes late about it comes to nothing.
+async fn is_purged<B: Crashes>(bench: &B, bank: &B::R, branches: &[Arc<Prepare>; 2]) {
+    let [committed, aborted] = branches;
+    for _ in 0..2 {
+        for branch in branches {
+            let vote = prepare_one(bank, branch).await;
+            if bench.number(&rows_of("suture_ledger", branch)).await == 0 {
+                assert!(bench.number(MARK).await.cast_unsigned() > branch.txid.offset);
+                assert_eq!(code(&vote), "finished_before");
+            } else {
+                let is_committed = branch.txid == committed.txid;
+                assert!(if is_committed { vote == yes() } else { code(&vote) == "aborted" }, "{vote:?}");
+            }
+        }
+        assert_eq!(commit(bank, committed).await, Ok(Effect::Repeated));
+        assert_eq!(abort(bank, aborted).await, Ok(Effect::Repeated));
+        purge(bank, &page(None, 1)).await;
+    }
+}
+
+async fn is_resolved<B: Crashes>(bench: &B, bank: &B::R, branches: &[Arc<Prepare>; 2]) {
+    for is_repeat in [false, true] {
+        let [lost, agrees] = until_answered(|| say_all(bank, branches)).await;
+        assert!(matches!(lost, Err(Refused::Already { .. })) || (!is_repeat && lost == Ok(())), "{lost:?}");
+        let why = Unsettled::Agrees(State::Committed);
+        assert_eq!(agrees, Err(Refused::Unsettled { txid: branches[1].txid, why }));
+    }
+    assert_eq!(commit(bank, &branches[0]).await, Ok(Effect::Repeated));
+    for (branch, words) in branches.iter().zip([1, 0]) {
+        let entry = format!("resolved:{}", branch.txid);
+        assert_eq!(bench.number(&format!("select count(*) from suture_audit where entry = '{entry}'")).await, words);
+        let untold = bank.noted(Which::Untold).await.unwrap();
+        assert_eq!(untold.iter().any(|noted| noted.entry.entry == entry), words == 1, "it is to be told");
+    }
+}
+
+/// That the first is abandoned, and that the second is committed, which it is.
+async fn say_all<R: Resource>(bank: &R, branches: &[Arc<Prepare>; 2]) -> Result<[Result<(), Refused>; 2], Unavailable> {
+    let mut answers = [Ok(()), Ok(())];
+    for (index, settled) in [Settled::Abandoned, Settled::Committed].into_iter().enumerate() {
+        answers[index] = match say(bank, &branches[index], settled).await {
+            Err(Refused::Unavailable(unavailable)) => return Err(unavailable),
+            // By a session that has not noticed that its client is gone.
+            Err(Refused::Unsettled { why: Unsettled::Held, .. }) => return Err(Unavailable::new("saying", "held")),
+            answer => answer,
+        };
+    }
+    Ok(answers)
+}
+
+async fn is_redone<R: Resource>(bank: &R, branches: &[Arc<Prepare>; 2]) {
+    for is_repeat in [false, true] {
+        let known = bank.states(branches.iter().map(|branch| branch.txid).collect()).await.unwrap();
+        let missing = branches.iter().filter(|branch| !known.contains_key(&branch.txid));
+        let missing: Vec<Arc<Prepare>> = missing.cloned().collect();
+        assert!(!is_repeat || missing.len() == 1);
+        let redone = until_answered(|| bank.redo(missing.clone())).await.expect("they go together");
+        for (branch, redone) in missing.iter().zip(redone) {
+            let fails = Redone::Failed("NO_ACCOUNT".parse().unwrap());
+            assert_eq!(redone, if branch.txid == branches[0].txid { Redone::Done } else { fails });
+        }
+    }
+    assert_eq!(commit(bank, &branches[0]).await, Ok(Effect::Repeated));
+    assert!(is_lost(&commit(bank, &branches[1]).await));
+}
+
+fn is_lost(decided: &Decided) -> bool {
+    matches!(decided, Err(Fault::Violation(violation)) if violation.wrong == Wrong::Lost)
 }
 
 /// The ledger's row and the effect of a branch that is decided.
 pub async fn count_rows<B: Crashes>(bench: &B, branch: &Prepare, state: Option<&str>) {
-    let of = format!("where txid = '{}'", branch.txid);
-    let effects = i64::from(state == Some("committed"));
-    let rows = |table: &str, and: &str| format!("select count(*) from {table} {of} {and}");
-    assert_eq!(bench.number(&rows("item", "")).await, effects, "{state:?}");
-    assert_eq!(bench.number(&rows("item", "and done")).await, effects, "{state:?}");
-    assert_eq!(bench.number(&rows("suture_ledger", "")).await, i64::from(state.is_some()));
+    count_effects(bench, branch, state == Some("committed")).await;
+    count_row(bench, branch, state).await;
+}
+
+async fn count_effects<B: Crashes>(bench: &B, branch: &Prepare, is_effective: bool) {
+    let items = rows_of("item", branch);
+    assert_eq!(bench.number(&items).await, i64::from(is_effective), "{}", branch.txid);
+    assert_eq!(bench.number(&format!("{items} and done")).await, i64::from(is_effective), "{}", branch.txid);
+}
+
+async fn count_row<B: Crashes>(bench: &B, branch: &Prepare, state: Option<&str>) {
+    assert_eq!(bench.number(&rows_of("suture_ledger", branch)).await, i64::from(state.is_some()));
     if let Some(state) = state {
-        assert_eq!(bench.text(&format!("select state from suture_ledger {of}")).await, state);
+        let stored = format!("select state from suture_ledger where txid = '{}'", branch.txid);
+        assert_eq!(bench.text(&stored).await, state);
     }
+}
+
+fn rows_of(table: &str, branch: &Prepare) -> String {
+    format!("select count(*) from {table} where txid = '{}'", branch.txid)
 }
 
 /// What there is when nothing is in doubt.

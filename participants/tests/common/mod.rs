@@ -608,7 +608,7 @@ pub async fn purge<R: Resource>(resource: &R, of: &Page) -> usize {
     let mut page = of.clone();
     let mut rows = 0;
     loop {
-        let purged = resource.purge(page.clone()).await.unwrap();
+        let purged = until_answered(|| resource.purge(page.clone())).await;
         rows += purged.rows;
         match purged.next {
             Some(_) => page.after = purged.next,

@@ -15,7 +15,7 @@ use super::{Bench, abort, code, commit, prepare, prepare_one, put, wrong, yes};
 const BECAUSE: &str = "ticket 4711: M\u{fc}ller's \\\" $1 ? -- \u{1f600}";
 
 /// As the service notes it.
-fn met(what: IncidentKind, of: &Prepare, outcome: Verdict) -> Entry {
+pub fn met(what: IncidentKind, of: &Prepare, outcome: Verdict) -> Entry {
     let incident = Incident {
         participant: "bank".parse().unwrap(),
         what,
@@ -37,7 +37,7 @@ fn met(what: IncidentKind, of: &Prepare, outcome: Verdict) -> Entry {
     }
 }
 
-async fn say<R: Resource>(bank: &R, of: &Prepare, settled: Settled) -> Result<(), Refused> {
+pub async fn say<R: Resource>(bank: &R, of: &Prepare, settled: Settled) -> Result<(), Refused> {
     resolve(bank, of.txid, settled, Said::new("maria", BECAUSE).unwrap()).await
 }
 
