@@ -160,6 +160,7 @@ pub async fn conforms<B: Bench>(bench: &B) {
     finished_rows_are_purged_and_what_they_were_about_stays_finished(bench).await;
     what_is_unfinished_holds_back_its_shard(bench).await;
     commits_are_done_again(bench).await;
+    what_is_prepared_again_and_refused_leaves_nothing(bench).await;
     settling::settles(bench).await;
     assert_eq!(bench.number(MONEY).await, 1100);
     assert_eq!(bench.number("select held from account where name = 'a'").await, 0, "nothing is in doubt");
@@ -535,6 +536,21 @@ async fn a_database_that_went_back_takes_no_positions<B: Bench>(bench: &B) {
     let next = bank.ledger_id();
     assert!(next != new && next.starts_with(&format!("{old}-")) && next.len() == new.len(), "{next}");
     bank.end_restore().await.unwrap();
+}
+
+/// The yes of then stands, and whoever is in the way now may go.
+async fn what_is_prepared_again_and_refused_leaves_nothing<B: Bench>(bench: &B) {
+    let bank = bench.open().await;
+    let (in_the_way, branch) = (put(190, "key-190", "i190", "z", 40), put(191, "key-191", "i191", "z", 40));
+    let again = async || bank.prepare_again(vec![branch.clone()]).await.unwrap().remove(0);
+    assert_eq!(prepare_one(&bank, &in_the_way).await, yes());
+    let refused = again().await;
+    assert!(["busy", "LIMIT"].contains(&code(&refused)), "{refused:?}");
+    assert!(bank.states(vec![branch.txid]).await.unwrap().is_empty());
+    assert_eq!(abort(&bank, &in_the_way).await, Ok(Effect::Finished));
+    assert_eq!(again().await, yes());
+    assert_eq!(again().await, yes());
+    assert_eq!(abort(&bank, &branch).await, Ok(Effect::Finished));
 }
 
 /// Prepare and commit in one, for what was decided before the database went back.
