@@ -35,6 +35,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::failure::{KafkaFailure, Weight, weight};
 use crate::ffi;
+use crate::probe::{GroupInfo, describe_group};
 use crate::settings::KafkaSettings;
 
 /// How long a look-up of committed positions may take.
@@ -42,6 +43,9 @@ const LOOK_UP: Duration = Duration::from_secs(10);
 
 /// How long the polling thread sleeps at most: leaving waits for it.
 const POLL: Duration = Duration::from_millis(50);
+
+/// After so many polls without a partition, some 30 s, it is said why, once.
+const MANY_POLLS: u32 = 600;
 
 /// What becomes of our membership.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,6 +107,7 @@ pub struct Membership {
 enum Request {
     Commit(Vec<Commit>, oneshot::Sender<Result<(), CommitError>>),
     Committed(Vec<(String, i32)>, oneshot::Sender<Result<Vec<Option<Committed>>, KafkaFailure>>),
+    SayWhyNothingIsOurs,
     Stop,
 }
 
@@ -131,19 +136,20 @@ impl Membership {
         let (leave, left) = requests::channel();
         let threads = |error| KafkaFailure::Again(format!("starting the threads of {group}: {error}"));
         let clerk = {
-            let consumer = Arc::clone(&consumer);
+            let (consumer, group) = (Arc::clone(&consumer), group.to_string());
             thread::Builder::new()
                 .name("kafka-positions".to_string())
-                .spawn(move || serve(&consumer, &received))
+                .spawn(move || serve(&consumer, &group, &received))
                 .map_err(threads)?
         };
-        let member = Member { consumer, events, waiting: VecDeque::new(), group: group.to_string() };
+        let (waiting, group) = (VecDeque::new(), group.to_string());
+        let member = Member { consumer, events, waiting, group, idle: Idle::default() };
         let poller = {
-            let (leaving, stop) = (Arc::clone(&leaving), requests.clone());
+            let (leaving, to_clerk) = (Arc::clone(&leaving), requests.clone());
             thread::Builder::new()
                 .name("kafka-member".to_string())
                 .spawn(move || {
-                    member.run(&leaving, &stop, clerk);
+                    member.run(&leaving, &to_clerk, clerk);
                     // Nobody waits for it unless `leave` was called.
                     let _ = leave.send(());
                 })
@@ -215,19 +221,25 @@ struct Member {
     events: mpsc::Sender<MemberEvent>,
     waiting: VecDeque<MemberEvent>,
     group: String,
+    idle: Idle,
 }
 
 impl Member {
-    fn run(mut self, leaving: &AtomicBool, stop: &requests::Sender<Request>, clerk: JoinHandle<()>) {
+    fn run(mut self, leaving: &AtomicBool, to_clerk: &requests::Sender<Request>, clerk: JoinHandle<()>) {
         while !leaving.load(Ordering::Acquire) && !self.events.is_closed() {
             if let Some(Err(error)) = self.consumer.poll(POLL) {
                 self.note(&error);
             }
-            self.waiting.append(&mut self.consumer.context().take());
+            let mut news = self.consumer.context().take();
+            if self.idle.polled(&news) {
+                // The clerk lives as long as we do.
+                let _ = to_clerk.send(Request::SayWhyNothingIsOurs);
+            }
+            self.waiting.append(&mut news);
             self.tell();
         }
         // The clerk first: the consumer leaves its group when its last owner drops it, and that must be here.
-        let _ = stop.send(Request::Stop);
+        let _ = to_clerk.send(Request::Stop);
         if clerk.join().is_err() {
             tracing::error!(group = self.group, "the thread that commits positions panicked");
         }
@@ -263,8 +275,31 @@ impl Member {
     }
 }
 
+/// For how long nothing has been ours.
+#[derive(Default)]
+struct Idle {
+    has_partitions: bool,
+    polls: u32,
+}
+
+impl Idle {
+    /// Takes in what a poll has brought; says when it is time to say why nothing is ours.
+    fn polled(&mut self, news: &VecDeque<MemberEvent>) -> bool {
+        for event in news {
+            self.has_partitions = matches!(event, MemberEvent::Assigned(partitions) if !partitions.is_empty());
+            if self.has_partitions {
+                self.polls = 0;
+            }
+        }
+        if !self.has_partitions {
+            self.polls = self.polls.saturating_add(1);
+        }
+        self.polls == MANY_POLLS
+    }
+}
+
 /// The other thread: commits and look-ups, in order.
-fn serve(consumer: &BaseConsumer<Rebalances>, requests: &requests::Receiver<Request>) {
+fn serve(consumer: &BaseConsumer<Rebalances>, group: &str, requests: &requests::Receiver<Request>) {
     // Whoever asked may have stopped waiting.
     for request in requests {
         match request {
@@ -274,8 +309,27 @@ fn serve(consumer: &BaseConsumer<Rebalances>, requests: &requests::Receiver<Requ
             Request::Committed(partitions, reply) => {
                 let _ = reply.send(committed(consumer, &partitions));
             }
+            Request::SayWhyNothingIsOurs => say_why_nothing_is_ours(consumer, group),
             Request::Stop => return,
         }
+    }
+}
+
+fn say_why_nothing_is_ours(consumer: &BaseConsumer<Rebalances>, group: &str) {
+    match describe_group(consumer, group) {
+        Ok(Some(GroupInfo { state, members })) if state == "Stable" && members > 1 => {
+            tracing::info!(group, members, "no partition is ours: other members of the group have them all");
+        }
+        Ok(found) => {
+            let GroupInfo { state, members } = found.unwrap_or(GroupInfo { state: "unknown".to_string(), members: 0 });
+            tracing::warn!(
+                group,
+                state,
+                members,
+                "no partition is ours, and nothing is read: are the topics there, and the brokers well? see `suture doctor`"
+            );
+        }
+        Err(failure) => tracing::warn!(group, %failure, "no partition is ours, and nothing is read"),
     }
 }
 
@@ -389,5 +443,27 @@ impl ConsumerContext for Rebalances {
             let said = format!("answering a rebalance: {error}");
             self.keep(MemberEvent::Failed(KafkaFailure::Fatal(said)));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_nothing_for_long_is_told_once_until_he_has_had_something() {
+        let mut idle = Idle::default();
+        let mut told_after = |first: &[MemberEvent]| {
+            let mut polls = (0..2 * MANY_POLLS).map(|poll| if poll == 0 { first.to_vec() } else { Vec::new() });
+            polls.position(|news| idle.polled(&news.into()))
+        };
+        let nothing = [MemberEvent::Assigned(Vec::new())];
+        let something = [MemberEvent::Assigned(vec![("t".to_string(), 0)])];
+        let many = Some(MANY_POLLS as usize - 1);
+        assert_eq!(told_after(&[]), many, "nobody has answered");
+        assert_eq!(told_after(&nothing), None, "told already");
+        assert_eq!(told_after(&something), None);
+        assert_eq!(told_after(&[MemberEvent::Revoked(Vec::new())]), many);
+        assert_eq!(told_after(&[&something[..], &[MemberEvent::Lost], &nothing[..]].concat()), many);
     }
 }

@@ -15,7 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 use rdkafka::config::FromClientConfigAndContext;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 use sha2::{Digest, Sha256};
@@ -180,13 +180,7 @@ impl Probe {
     /// A consumer group as its coordinator describes it; `None` if the brokers know of none.
     pub fn group(&self, name: &str) -> Result<Option<GroupInfo>, KafkaFailure> {
         self.serve_queue();
-        let listed = self
-            .consumer
-            .client()
-            .fetch_group_list(Some(name), ANSWER)
-            .map_err(|error| KafkaFailure::of(format!("asking for the group {name}"), &error))?;
-        let found = listed.groups().iter().find(|group| group.name() == name);
-        Ok(found.map(|group| GroupInfo { state: group.state().to_string(), members: group.members().len() }))
+        describe_group(&self.consumer, name)
     }
 
     /// The ids of these topics, by name. A topic that does not exist is a fatal failure.
@@ -306,6 +300,19 @@ impl Probe {
             }
         }
     }
+}
+
+/// See [`Probe::group`].
+pub(crate) fn describe_group<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    name: &str,
+) -> Result<Option<GroupInfo>, KafkaFailure> {
+    let listed = consumer
+        .client()
+        .fetch_group_list(Some(name), ANSWER)
+        .map_err(|error| KafkaFailure::of(format!("asking for the group {name}"), &error))?;
+    let found = listed.groups().iter().find(|group| group.name() == name);
+    Ok(found.map(|group| GroupInfo { state: group.state().to_string(), members: group.members().len() }))
 }
 
 fn count(length: usize) -> u16 {

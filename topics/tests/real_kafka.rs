@@ -9,6 +9,7 @@ use std::time::Duration;
 use common::{LONG, Member, Reading, Writer, numbered, values};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use suture_contract::ids::{LogLetters, Participant};
 use suture_topics::acks::GroupOffsets;
@@ -273,6 +274,64 @@ fn stretches_are_scanned_to_their_ends_or_the_logs() {
     assert!(matches!(scan(10, 60, 100), Err(ScanFailure::OutOfRange(_))));
     assert!(matches!(scan(101, 200, 100), Err(ScanFailure::OutOfRange(_))));
     assert_eq!(scan(41, 42, 100), Ok(numbered(41..42)), "and goes on after a failure");
+}
+
+/// L7: whoever reads sees the same records, nothing of what was aborted, and nothing behind what is open; only the probe sees
+/// where the log ends.
+#[test]
+fn a_foreign_kafka_transaction_shows_all_readers_the_same() {
+    let settings = applied();
+    let topic = format!("{}.votes.insurer", settings.prefix);
+    let writer = Writer::start(&settings);
+    let foreign: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", &settings.bootstrap)
+        .set("transactional.id", &topic)
+        .create()
+        .unwrap();
+    foreign.init_transactions(LONG).unwrap();
+    // In the middle of it one of ours.
+    let begin = |theirs: &str, ours: &str| {
+        foreign.begin_transaction().unwrap();
+        foreign.send(BaseRecord::to(&topic).partition(0).key("key").payload(theirs)).unwrap();
+        foreign.flush(LONG).unwrap();
+        writer.write(&topic, 0, [ours.to_string()])[0]
+    };
+    let mut live = Reading::start(&settings);
+    live.reader.add(&[(&topic, 0, 0)]);
+    assert_eq!(begin("committed", "first"), 1);
+    foreign.commit_transaction(LONG).unwrap();
+    assert_eq!(begin("aborted", "second"), 4, "behind a marker");
+    foreign.abort_transaction(LONG).unwrap();
+    assert_eq!(begin("open", "third"), 7);
+
+    let mut scanner = Scanner::start(&settings, "test.scanner").unwrap();
+    let mut scanned = |from| {
+        let mut records = Vec::new();
+        scanner
+            .scan((&topic, 0), (from, 8), |record| {
+                records.push(record);
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        values(&records)
+    };
+    let mut seen = values(&live.until((&topic, 0, 0), 4));
+    assert_eq!(seen, ["committed", "first", "second"]);
+    assert!(live.next_within(Duration::from_millis(500)).is_none(), "something behind an open transaction was read");
+    assert_eq!(scanned(0), seen);
+    assert_eq!(Probe::start(&settings).unwrap().watermarks(&topic, 0).unwrap(), (0, 8));
+
+    foreign.commit_transaction(LONG).unwrap();
+    while seen.len() < 5 {
+        let ReaderEvent::Records(batch) = live.next() else { panic!() };
+        seen.extend(values(&batch));
+    }
+    assert_eq!(seen, ["committed", "first", "second", "open", "third"]);
+    let mut late = Reading::start(&settings);
+    late.reader.add(&[(&topic, 0, 0)]);
+    assert_eq!(values(&late.until((&topic, 0, 0), 7)), seen);
+    assert_eq!(scanned(0), seen);
+    assert_eq!(scanned(3), seen[2..], "from what was aborted");
 }
 
 #[test]
