@@ -79,7 +79,9 @@ async fn run_participant(
 /// Why a participant's database is not opened, and what to do.
 pub fn not_opened(participant: &ParticipantConfig, error: &OpenError) -> anyhow::Error {
     let place = match error {
-        OpenError::Statement { .. } | OpenError::NoOperation { .. } => participant.file.display().to_string(),
+        OpenError::Statement { .. } | OpenError::NoOperation { .. } | OpenError::ChangedOperation { .. } => {
+            participant.file.display().to_string()
+        }
         _ => format!("the database of {} ({})", participant.name, participant.database.place()),
     };
     anyhow::anyhow!("{place}: {error}{}", remedy(error))

@@ -101,6 +101,7 @@ fn every_mode_runs_on_every_database_and_nothing_is_left() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "a limit for broken tests")]
 fn an_interrupted_run_leaves_nothing() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut run = bench(&["--mariadb", &server("SUTURE_TEST_MARIADB"), "--modes", "xa", "--seconds", "600"]);

@@ -26,7 +26,7 @@ use suture_participants_core::gid::{Gid, Owner};
 use suture_participants_core::operations::{Mode, Step};
 
 use crate::config::{Database, ParticipantConfig};
-use crate::ledger::{LEDGER_ID, check_marks};
+use crate::ledger::{LEDGER_ID, OPERATIONS_IN_DOUBT, check_marks};
 use crate::resource::{OpenError, Opening, Position, Unavailable};
 use crate::tables::READ_MARKS;
 use crate::trouble::within;
@@ -185,6 +185,11 @@ impl Books {
             }
         }
         Ok(sorted)
+    }
+
+    /// What the rows in doubt note of their operations.
+    pub(crate) async fn operations_in_doubt(&mut self) -> Result<Vec<TextRow>, Unavailable> {
+        self.asked.ask("reading the ledger", OPERATIONS_IN_DOUBT).await
     }
 
     async fn ledger(&mut self, which: &str) -> Result<Vec<BookRow>, Unavailable> {

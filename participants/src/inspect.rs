@@ -12,7 +12,7 @@ use suture_participants_core::touched::Right;
 use crate::books::{Asked, Books, facts_of, facts_text};
 use crate::config::{Database, ParticipantConfig};
 use crate::install::{names, needed_rights, tables_of};
-use crate::ledger::check_mode;
+use crate::ledger::{check_mode, check_operations};
 use crate::needs::{self, Need};
 use crate::resource::{OpenError, Opening, Position, Unavailable};
 use crate::trial::steps;
@@ -173,6 +173,7 @@ async fn look_at_ledger(config: &ParticipantConfig, opening: &Opening) -> Result
     let rows = books.in_doubt().await?;
     let count = |length: usize| i64::try_from(length).unwrap_or(i64::MAX);
     check_mode(opening.mode, count(rows.len()), count(listed.ours.len()))?;
+    check_operations(&opening.operations, books.operations_in_doubt().await?)?;
     let of_list = listed.ours.iter().map(|branch| (branch.gid.txid, branch.age));
     let in_doubt = of_list.chain(rows.iter().map(|row| (row.txid, Some(row.age)))).collect();
     let (id, positions) = (books.ledger_id().to_string(), books.positions().await?);

@@ -22,12 +22,12 @@ pub(crate) struct Job<M> {
     pub(crate) traceparent: Option<String>,
 }
 
+/// A prepare, and what came of it.
+pub(crate) type Tried = (Job<Prepare>, Result<Prepared, Unavailable>);
+
 /// Prepares a batch. What the database does not answer is to be asked for again. Not here, because the abort of one of them,
 /// and prepares that have come since, must not wait for that.
-pub(crate) async fn prepare<R: Resource>(
-    resource: &R,
-    batch: Vec<Job<Prepare>>,
-) -> Vec<(Job<Prepare>, Result<Prepared, Unavailable>)> {
+pub(crate) async fn prepare<R: Resource>(resource: &R, batch: Vec<Job<Prepare>>) -> Vec<Tried> {
     let messages: Vec<Arc<Prepare>> = batch.iter().map(|job| Arc::clone(&job.message)).collect();
     let prepared = match prepare_or_divide(resource, &messages).await {
         Ok(prepared) => prepared,

@@ -2,7 +2,7 @@
 //!
 //! | table | one row a | holds |
 //! |---|---|---|
-//! | `suture_ledger` | txid | state, hash, business key and attempt, the live key, operation, code, duplicate_of |
+//! | `suture_ledger` | txid | state, hash, business key and attempt, the live key, operation (of a row in doubt with the version of its last steps), code, duplicate_of |
 //! | `suture_positions` | topic, letters, shard | the offset below which all is done |
 //! | `suture_marks` | letters, shard | the offset below which finished rows are purged |
 //! | `suture_audit` | entry | what a person must know, or has settled: the record, and whether it was told |
@@ -18,8 +18,9 @@ use serde_json::value::RawValue;
 use suture_contract::ids::{Attempt, Code, RequestHash, Txid};
 use suture_contract::messages::Prepare;
 use suture_participants_core::branch::{KeyRow, Refusal, Row, State};
-use suture_participants_core::operations::{self, Mode, Operation, Seed, Values};
+use suture_participants_core::operations::{self, Mode, Operation, Seed, Values, noted_operation};
 
+use crate::books::TextRow;
 use crate::resource::{Fault, OpenError, Opening, Position, SeedError, Unavailable};
 
 /// The version of the ledger's tables.
@@ -249,6 +250,18 @@ pub(crate) fn check_mode(mode: Mode, rows_in_doubt: i64, branches_in_doubt: i64)
     }
     let remedy = format!("{count} branches are in doubt from mode {other}: go back to it until they are decided");
     Err(OpenError::Need { setting: "mode", value: value.to_string(), remedy })
+}
+
+/// What the rows in doubt note of their operations.
+pub(crate) const OPERATIONS_IN_DOUBT: &str =
+    "select distinct operation from suture_ledger where state = 'in_doubt' and operation is not null";
+
+/// Refuses a configuration that cannot finish what is in doubt as it was begun.
+pub(crate) fn check_operations(operations: &BTreeMap<String, Operation>, noted: Vec<TextRow>) -> Result<(), OpenError> {
+    for noted in noted.into_iter().flatten().flatten() {
+        noted_operation(operations, &noted)?;
+    }
+    Ok(())
 }
 
 /// The values of a seed's rows.

@@ -55,8 +55,8 @@ use tokio::time::sleep;
 use crate::books::{Dialect, PATIENCE, TextRow, facts_of, facts_text};
 use crate::config::ServerSettings;
 use crate::ledger::{
-    LEDGER_ID, LedgerName, LedgerRow, OnNo, RESTORING, StoredKeyRow, StoredRow, all_steps, bind_seed, check_marks,
-    check_mode, went_back,
+    LEDGER_ID, LedgerName, LedgerRow, OPERATIONS_IN_DOUBT, OnNo, RESTORING, StoredKeyRow, StoredRow, all_steps,
+    bind_seed, check_marks, check_mode, check_operations, went_back,
 };
 use crate::needs;
 use crate::points::{Act, around};
@@ -896,7 +896,8 @@ async fn check_in_doubt(clerk: &mut Conn, opening: &Opening) -> Result<(), OpenE
     let listed = query(clerk, "xa recover").await.unwrap_or_default();
     let ours = listed.iter().filter_map(listed_gid).filter(|gid| gid.owner == opening.owner).count();
     let rows = rows.first().and_then(|row| column(row, 0)).unwrap_or(0);
-    check_mode(opening.mode, rows, i64::try_from(ours).unwrap_or(i64::MAX))
+    check_mode(opening.mode, rows, i64::try_from(ours).unwrap_or(i64::MAX))?;
+    check_operations(&opening.operations, texts(clerk, "reading the ledger", OPERATIONS_IN_DOUBT).await?)
 }
 
 /// What another engine holds would survive a rollback.

@@ -419,6 +419,19 @@ mod tests {
     }
 
     #[test]
+    fn mysql_is_refused_for_what_it_says() {
+        let judged = |detaches: &str, mode| {
+            let mut all = facts(&MARIADB);
+            all.insert("xa_detach_on_prepare".to_string(), detaches.to_string());
+            unmet(of_mariadb("9.7.4", &all, mode, &settings()))
+        };
+        assert_eq!(judged("ON", Mode::Xa), [""; 0]);
+        assert_eq!(judged("OFF", Mode::Xa), ["xa_detach_on_prepare"]);
+        assert_eq!(of_listing(None).verdict, Verdict::Met);
+        assert_eq!(unmet(vec![of_listing(Some("1401"))]), ["XA RECOVER"]);
+    }
+
+    #[test]
     fn a_version_with_a_known_bug_is_refused_where_the_bug_matters() {
         let is_met = |version: &str, mode| mariadb_version(version, mode).verdict == Verdict::Met;
         for (version, xa) in [

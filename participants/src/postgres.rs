@@ -46,8 +46,8 @@ use crate::books::{Dialect, PATIENCE, TextRow, facts_of};
 use crate::config::ServerSettings;
 use crate::flights::{InFlight, one_behind_the_other};
 use crate::ledger::{
-    LEDGER_ID, LedgerName, LedgerRow, OnNo, RESTORING, StoredKeyRow, StoredRow, all_steps, bind_seed, check_mode,
-    went_back,
+    LEDGER_ID, LedgerName, LedgerRow, OPERATIONS_IN_DOUBT, OnNo, RESTORING, StoredKeyRow, StoredRow, all_steps,
+    bind_seed, check_mode, check_operations, went_back,
 };
 use crate::needs;
 use crate::points::{Act, around};
@@ -132,6 +132,7 @@ impl PostgresResource {
         let in_doubt = clerk.client.query_one(in_doubt, &[&mark(&opening.owner)]).await;
         let in_doubt = in_doubt.map_err(|error| unavailable("reading the ledger", &error))?;
         check_mode(opening.mode, in_doubt.get(0), in_doubt.get(1))?;
+        check_operations(&opening.operations, texts(&clerk.client, "reading the ledger", OPERATIONS_IN_DOUBT).await?)?;
         let Opening { mode, owner, operations, seeds, schema, .. } = opening;
         if let Some(schema) = schema {
             let failed = |error: Error| OpenError::Schema { code: sqlstate(&error) };

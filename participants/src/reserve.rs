@@ -31,7 +31,7 @@ use suture_participants_core::branch::{
     Answer, Event, KeyRow, Refusal, Row, State, Step, answer_without_row, refusal_by_key, step_of_row,
 };
 use suture_participants_core::marks::{Candidate, Marks, Purge};
-use suture_participants_core::operations::{self, Operation, Values, statement_failed};
+use suture_participants_core::operations::{self, Operation, Values, noted_operation, statement_failed};
 
 use crate::ledger::{LedgerRow, OnNo, StoredKeyRow, StoredRow, bind_branch};
 use crate::points::{Act, after, around, before};
@@ -319,7 +319,10 @@ fn course<'a>(operations: &'a Operations, known: &Known, prepare: &Prepare, on_n
         return PrepareCourse::refuse(prepare, refusal, on_no);
     }
     match bind_branch(operations, prepare) {
-        Ok((operation, values)) => PrepareCourse::Run(LedgerRow::of(prepare, State::InDoubt, None), operation, values),
+        Ok((operation, values)) => {
+            let row = LedgerRow::of(prepare, State::InDoubt, None);
+            PrepareCourse::Run(LedgerRow { operation: Some(operation.noted()), ..row }, operation, values)
+        }
         Err(refusal) => PrepareCourse::refuse(prepare, refusal, on_no),
     }
 }
@@ -486,7 +489,7 @@ enum DecideCourse<'a> {
 
 fn course_of_decision<'a>(
     operations: &'a Operations,
-    stored: Option<&'a StoredRow>,
+    stored: Option<&StoredRow>,
     marks: &Marks,
     decision: &Decision,
 ) -> DecideCourse<'a> {
@@ -499,12 +502,13 @@ fn course_of_decision<'a>(
         Err(fault) => return DecideCourse::Done(Err(fault)),
     };
     let finish = |state: State| {
-        let name = stored.and_then(|stored| stored.operation.as_deref()).unwrap_or_default();
-        let Some(operation) = operations.get(name) else {
-            return DecideCourse::Done(Err(Fault::NoOperation { operation: name.to_string() }));
+        let noted = stored.and_then(|stored| stored.operation.as_deref()).unwrap_or_default();
+        let operation = match noted_operation(operations, noted) {
+            Ok(operation) => operation,
+            Err(no_steps) => return DecideCourse::Done(Err(no_steps.into())),
         };
         let steps = if state == State::Committed { &operation.confirm } else { &operation.cancel };
-        DecideCourse::Finish { name, steps, values: Operation::bind_txid(&decision.txid), state }
+        DecideCourse::Finish { name: &operation.name, steps, values: Operation::bind_txid(&decision.txid), state }
     };
     match step_of_row(row.as_ref(), marks.covers(&decision.txid), event, &decision.hash) {
         Ok(Step::Commit) => finish(State::Committed),
@@ -659,7 +663,7 @@ enum RedoTask<'a> {
     /// It has no effect.
     Not(Redone),
     /// It runs, with what its prepare and its confirm bind.
-    Run { prepare: &'a Prepare, row: LedgerRow, operation: &'a Operation, values: Values, own: Values },
+    Run { prepare: &'a Prepare, row: Box<LedgerRow>, operation: &'a Operation, values: Values, own: Values },
 }
 
 impl<'a> RedoTask<'a> {
@@ -667,7 +671,7 @@ impl<'a> RedoTask<'a> {
         match bind_branch(operations, prepare) {
             Ok((operation, values)) => Self::Run {
                 prepare,
-                row: LedgerRow::of(prepare, State::Committed, None),
+                row: Box::new(LedgerRow::of(prepare, State::Committed, None)),
                 operation,
                 values,
                 own: Operation::bind_txid(&prepare.txid),

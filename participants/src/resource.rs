@@ -25,7 +25,7 @@ use suture_contract::messages::{Decision, Prepare};
 use suture_participants_core::branch::{Answer, State, Violation};
 use suture_participants_core::doubts::InDoubt;
 use suture_participants_core::gid::Owner;
-use suture_participants_core::operations::{Mode, Operation, Seed};
+use suture_participants_core::operations::{Mode, NoSteps, Operation, Seed};
 use suture_participants_core::settle::{Unsettled, Word};
 use time::OffsetDateTime;
 
@@ -202,6 +202,15 @@ pub enum Fault {
         /// Its name.
         operation: String,
     },
+    /// The branch was reserved for other confirm and cancel steps than those that are configured.
+    #[error(
+        "operation {operation} has other confirm or cancel steps than when the branch was reserved; restore them, then start \
+         again"
+    )]
+    ChangedOperation {
+        /// Its name.
+        operation: String,
+    },
     /// The ledger holds what no version of Suture wrote.
     #[error("the ledger row cannot be read")]
     BrokenRow,
@@ -337,7 +346,10 @@ pub enum OpenError {
         remedy: String,
     },
     /// The ledger is somebody else's.
-    #[error("the ledger's {what} is {found}, not {wanted}: this is another participant's database, or the wrong key")]
+    #[error(
+        "the ledger's {what} is {found}, not {wanted}: this is another participant's database, the wrong key, or a participant \
+         that was renamed (see docs/operations.md)"
+    )]
     Foreign {
         /// Which of its marks.
         what: &'static str,
@@ -381,9 +393,36 @@ pub enum OpenError {
         /// Its name.
         operation: String,
     },
+    /// Branches are in doubt that were reserved for other steps.
+    #[error(
+        "branches are in doubt that were reserved before the confirm or cancel steps of operation {operation} were changed: \
+         restore those steps until they are decided, or give the changed operation a name of its own beside it"
+    )]
+    ChangedOperation {
+        /// Its name.
+        operation: String,
+    },
     /// The database does not answer.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
+}
+
+impl From<NoSteps> for Fault {
+    fn from(no_steps: NoSteps) -> Self {
+        match no_steps {
+            NoSteps::Missing(operation) => Self::NoOperation { operation },
+            NoSteps::Changed(operation) => Self::ChangedOperation { operation },
+        }
+    }
+}
+
+impl From<NoSteps> for OpenError {
+    fn from(no_steps: NoSteps) -> Self {
+        match no_steps {
+            NoSteps::Missing(operation) => Self::NoOperation { operation },
+            NoSteps::Changed(operation) => Self::ChangedOperation { operation },
+        }
+    }
 }
 
 /// Why nothing was seeded.

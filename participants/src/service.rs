@@ -61,7 +61,7 @@ use crate::alarms::{Alarms, Look};
 use crate::config::UpkeepSettings;
 use crate::envelope::{Read, read_decision, read_prepare};
 use crate::incidents::{self, Place};
-use crate::jobs::{Job, decide, decide_again, prepare, tell_answers, tell_silence, until_answered};
+use crate::jobs::{Job, Tried, decide, decide_again, prepare, tell_answers, tell_silence, until_answered};
 use crate::points::{Act, after, around, before};
 use crate::resource::{Batching, Decided, Effect, Fault, Position, Prepared, Resource, Stored, Unavailable};
 use crate::restore::bring_back;
@@ -265,7 +265,7 @@ struct Service<R> {
 
     shards: BTreeMap<Shard, ShardState>,
     prepare_queue: VecDeque<Job<Prepare>>,
-    prepare_jobs: JoinSet<Vec<(Job<Prepare>, Result<Prepared, Unavailable>)>>,
+    prepare_jobs: JoinSet<Vec<Tried>>,
     /// The transactions in those jobs.
     preparing: HashSet<Txid>,
     /// Those that the database has not answered, and is asked again.
@@ -546,7 +546,7 @@ impl<R: Resource> Service<R> {
             Fault::Violation(Violation { wrong: Wrong::Lost, .. }) => IncidentKind::Lost,
             Fault::Violation(Violation { wrong: Wrong::Contradiction, .. }) => IncidentKind::Contradiction,
             Fault::Violation(Violation { wrong: Wrong::OtherHash, .. }) => IncidentKind::OtherHash,
-            Fault::Finish { .. } | Fault::NoOperation { .. } | Fault::BrokenRow => {
+            Fault::Finish { .. } | Fault::NoOperation { .. } | Fault::ChangedOperation { .. } | Fault::BrokenRow => {
                 return self.stop(place.shard, about.txid, &fault.to_string());
             }
         };
@@ -798,7 +798,7 @@ impl<R: Resource> Service<R> {
     }
 
     /// What was held for these is next.
-    fn prepares_have_ended(&mut self, prepared: &[(Job<Prepare>, Result<Prepared, Unavailable>)]) {
+    fn prepares_have_ended(&mut self, prepared: &[Tried]) {
         for (job, _) in prepared {
             self.preparing.remove(&job.message.txid);
             self.preparing_keys.remove(&job.message.business_key);
@@ -837,7 +837,7 @@ impl<R: Resource> Service<R> {
     }
 
     /// The answers are durable: now, and not before, the votes may leave.
-    fn on_prepared(&mut self, prepared: Vec<(Job<Prepare>, Result<Prepared, Unavailable>)>) {
+    fn on_prepared(&mut self, prepared: Vec<Tried>) {
         self.prepares_have_ended(&prepared);
         let (shards, was_silent) = (&self.shards, !self.unanswered.is_empty());
         self.unanswered.retain(|txid| shards.get(&txid.shard).is_some_and(|state| state.phase != Phase::Stopped));

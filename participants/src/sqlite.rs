@@ -38,7 +38,8 @@ use tokio::sync::oneshot;
 use crate::books::{self, TextRow};
 use crate::config::SqliteSettings;
 use crate::ledger::{
-    LEDGER_ID, LedgerName, OnNo, RESTORING, StoredKeyRow, StoredRow, all_steps, bind_seed, states_of, went_back,
+    LEDGER_ID, LedgerName, OPERATIONS_IN_DOUBT, OnNo, RESTORING, StoredKeyRow, StoredRow, all_steps, bind_seed,
+    check_operations, states_of, went_back,
 };
 use crate::needs;
 use crate::points::{Act, around};
@@ -233,7 +234,8 @@ impl Ledger {
         connection.set_prepared_statement_cache_capacity(256);
         let ledger =
             Self { connection, has_savepoint: false, path, file, name, operations: Arc::new(operations), seeds };
-        ledger.check_operations_in_doubt()?;
+        let noted = ledger.query(OPERATIONS_IN_DOUBT, &[], |row| Ok(vec![row.get::<_, Option<String>>(0)?]));
+        check_operations(&ledger.operations, noted.map_err(|error| unavailable("reading the ledger", &error))?)?;
         Ok(ledger)
     }
 
@@ -250,16 +252,6 @@ impl Ledger {
     async fn redo(&mut self, batch: &[Arc<Prepare>]) -> Result<Option<Vec<Redone>>, Unavailable> {
         let operations = Arc::clone(&self.operations);
         reserve::redo(self, &operations, batch).await
-    }
-
-    fn check_operations_in_doubt(&self) -> Result<(), OpenError> {
-        let sql = "select distinct operation from suture_ledger where state = 'in_doubt'";
-        let read = self.query(sql, &[], |row| row.get::<_, String>(0));
-        let unknown = read
-            .map_err(|error| unavailable("reading the ledger", &error))?
-            .into_iter()
-            .find(|operation| !self.operations.contains_key(operation));
-        unknown.map_or(Ok(()), |operation| Err(OpenError::NoOperation { operation }))
     }
 
     // ---- what the service asks besides -------------------------------------------------------------------------------

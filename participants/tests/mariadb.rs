@@ -165,7 +165,11 @@ impl Db {
     }
 
     fn config(&self) -> (ServerSettings, Opening) {
-        let text = self.config.replace("URL", &self.url);
+        self.config_of(self.config)
+    }
+
+    fn config_of(&self, text: &str) -> (ServerSettings, Opening) {
+        let text = text.replace("URL", &self.url);
         let config = ParticipantConfig::parse(&text, Path::new("bank.toml")).unwrap();
         let opening = config.opening(&self.deployment(), Some("fingerprint".to_string()), false).unwrap();
         let Database::Mariadb(settings) = config.database else { panic!("another kind") };
@@ -266,6 +270,12 @@ async fn mariadb_conforms_in_mode_reserve() {
     conforms(&db).await;
     a_long_batch_loses_only_those_at_fault(&db).await;
     what_cannot_be_confirmed_holds_up_no_other(&db, async |sql| db.execute(sql).await).await;
+    what_is_in_doubt_is_finished_as_it_was_begun(&db, async |changes| {
+        let (settings, opening) =
+            db.config_of(&changes.iter().fold(RESERVE.to_string(), |text, (a, b)| text.replace(a, b)));
+        MariadbResource::open(settings, opening).await
+    })
+    .await;
     db.drop_database().await;
 }
 

@@ -4,6 +4,9 @@
 //! `compose/test` starts one and sets it.
 
 mod common;
+#[path = "facts/server.rs"]
+#[allow(dead_code, reason = "this test needs a part of it")]
+mod server;
 #[path = "common/way.rs"]
 mod way;
 
@@ -14,6 +17,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::*;
+use server::Private;
+use suture_contract::ids::code::is_retryable;
 use suture_contract::ids::{Deployment, Shard};
 use suture_contract::messages::{Prepare, Verdict};
 use suture_participants::config::{Database, ParticipantConfig, ServerSettings};
@@ -160,15 +165,19 @@ async fn connect(url: &str) -> Client {
 }
 
 impl Db {
-    fn named(name: String) -> Self {
-        let server = server();
+    fn at(server: &str, name: String) -> Self {
         let (base, _) = server.rsplit_once('/').expect("a URL with a database");
         Self { url: format!("{base}/{name}"), name }
     }
 
     async fn new() -> Self {
-        let db = Self::named(format!("p{}_{}", std::process::id(), DATABASES.fetch_add(1, Ordering::Relaxed)));
-        connect(&server()).await.batch_execute(&format!("create database {}", db.name)).await.unwrap();
+        Self::on(&server()).await
+    }
+
+    async fn on(server: &str) -> Self {
+        let name = format!("p{}_{}", std::process::id(), DATABASES.fetch_add(1, Ordering::Relaxed));
+        let db = Self::at(server, name);
+        connect(server).await.batch_execute(&format!("create database {}", db.name)).await.unwrap();
         db.execute(&format!("{SCHEMA} insert into account (name, balance) values ('a', 1000), ('y', 50), ('z', 50)"))
             .await;
         db
@@ -317,6 +326,12 @@ async fn postgres_conforms_in_mode_reserve() {
     conforms(&db).await;
     a_long_batch_loses_only_those_at_fault(&db).await;
     what_cannot_be_confirmed_holds_up_no_other(&db, async |sql| db.0.execute(sql).await).await;
+    what_is_in_doubt_is_finished_as_it_was_begun(&db, async |changes| {
+        let text = changes.iter().fold(RESERVE_CONFIG.to_string(), |text, (a, b)| text.replace(a, b));
+        let (settings, opening) = db.0.config(&text);
+        PostgresResource::open(settings, opening).await
+    })
+    .await;
     let branch = put(900, "key-900", "i900", "a", 1);
     let bank = db.open().await;
     assert_eq!(prepare_one(&bank, &branch).await, yes());
@@ -518,6 +533,37 @@ async fn beyond_the_cap_branches_wait() {
     assert_eq!(abort(&bank, &branches[0]).await, Ok(Effect::Finished));
     assert_eq!(prepare_one(&bank, &branches[2]).await, yes());
     db.drop_database().await;
+}
+
+/// R14: the slots are the server's, and others prepare there too. A no that may pass is voted, and it stays: for a later yes
+/// somebody has to ask again.
+#[tokio::test]
+async fn slots_that_somebody_else_uses_up_are_a_no_that_may_pass() {
+    let server = Private::start("postgres");
+    let db = Db::on(&server.url()).await;
+    db.execute("alter system set max_prepared_transactions = 4").await;
+    server.kill();
+    server.start_again();
+    let bank = db.try_open(|settings, _| settings.cap = 2).await.unwrap();
+    let foreign = |n: u32| format!("begin; insert into account values ('f{n}', 0); prepare transaction 'foreign-{n}'");
+    for n in 0..4 {
+        db.execute(&foreign(n)).await;
+    }
+    let payload = r#"{"id":"i1","account":"a","amount":10}"#;
+    let first = prepare(1, "key-1", 1, payload);
+    assert_eq!(code(&prepare_one(&bank, &first).await), "busy");
+    assert!(is_retryable("busy"));
+    assert_eq!(db.gids().await.len(), 4, "theirs");
+    assert_eq!(db.number("select balance from account where name = 'a'").await, 1000);
+
+    for n in 0..4 {
+        db.execute(&format!("rollback prepared 'foreign-{n}'")).await;
+    }
+    assert_eq!(code(&prepare_one(&bank, &first).await), "busy", "what was voted stays");
+    assert_eq!(abort(&bank, &first).await, Ok(Effect::Repeated));
+    let again = prepare(2, "key-1", 2, payload);
+    assert_eq!(prepare_one(&bank, &again).await, yes());
+    assert_eq!(commit(&bank, &again).await, Ok(Effect::Finished));
 }
 
 /// R2, R3: the abort comes while its prepare is running, and while it is prepared unseen.
@@ -993,7 +1039,7 @@ mod crashes {
     /// Another process's, or a new one.
     async fn db() -> Db {
         match ordered() {
-            Some(order) => Db::named(order[0].clone()),
+            Some(order) => Db::at(&server(), order[0].clone()),
             None => Db::new().await,
         }
     }

@@ -26,8 +26,10 @@
 //!
 //! A *seed* has the same shape, with `steps` and without `:txid`. Seeds fill reference data, and no prepare reaches them.
 //!
-//! Left out: a version of the template in the ledger. An operation must keep its name and its `confirm` and `cancel`
-//! steps compatible while branches of it are in doubt; an unknown name is refused at start.
+//! What finishes a branch must be what was there when it was reserved. So in mode reserve a ledger row in doubt notes a
+//! version beside the operation's name, made of its `confirm` and `cancel` steps ([`Operation::noted`]). While it is in doubt
+//! those steps stay as they are: others are refused at start, and never run ([`noted_operation`]). Its `reserve` steps may change
+//! at any time, and a changed operation may take a new name beside the old one. In mode xa nothing runs after the vote.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -36,6 +38,7 @@ use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value as Json;
 use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
 use suture_contract::ids::{Code, Txid, code};
 
 use crate::sample::sample_payload;
@@ -44,6 +47,13 @@ use crate::values::{Declared, Kind, Value};
 
 /// Most steps of one kind. They go to the database in one flight.
 pub const MAX_STEPS: usize = 16;
+
+/// Longest name of an operation, in bytes: it stands in the ledger, with a version behind it.
+const LONGEST_NAME: usize = 200;
+
+/// Between an operation's name and its version, and how many hex digits that has.
+const BEFORE_VERSION: char = '#';
+const VERSION_DIGITS: usize = 16;
 
 /// How a participant keeps its promise between vote and decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
@@ -129,6 +139,8 @@ pub struct Operation {
     pub confirm: Vec<Step>,
     /// Runs on abort; always empty in mode xa.
     pub cancel: Vec<Step>,
+    /// Of `confirm` and `cancel`; none in mode xa.
+    version: Option<String>,
     parameters: Parameters,
 }
 
@@ -175,6 +187,48 @@ pub struct Unusable {
     pub parameter: Option<String>,
 }
 
+/// Why there are no steps that may finish a branch in doubt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NoSteps {
+    /// The operation of this name is not configured any more.
+    Missing(String),
+    /// It is, with other steps than when the branch was reserved.
+    Changed(String),
+}
+
+/// The operation that may finish a branch in doubt, by what the branch's ledger row notes. A row of an older build notes no
+/// version; of that the name alone is compared.
+pub fn noted_operation<'a>(operations: &'a BTreeMap<String, Operation>, noted: &str) -> Result<&'a Operation, NoSteps> {
+    let is_version = |text: &str| text.len() == VERSION_DIGITS && text.bytes().all(|b| b.is_ascii_hexdigit());
+    let (name, version) = match noted.rsplit_once(BEFORE_VERSION) {
+        Some((name, version)) if is_version(version) => (name, Some(version)),
+        _ => (noted, None),
+    };
+    let operation = operations.get(name).ok_or_else(|| NoSteps::Missing(name.to_string()))?;
+    match version.is_none() || version == operation.version.as_deref() {
+        true => Ok(operation),
+        false => Err(NoSteps::Changed(name.to_string())),
+    }
+}
+
+/// Tells lists of steps apart by what they do to rows.
+fn version_of(lists: [&Option<Vec<StepConfig>>; 2]) -> String {
+    let mut digest = Sha256::new();
+    // Counts and lengths first, so that nothing moves from one place to the next unnoticed.
+    for steps in lists.map(|steps| steps.as_deref().unwrap_or_default()) {
+        digest.update(format!("{}\n", steps.len()));
+        for StepConfig { sql, rows, .. } in steps {
+            let rows = match rows {
+                Rows::Any => "any".to_string(),
+                Rows::Exactly(rows) => rows.to_string(),
+            };
+            digest.update(format!("{} {rows} {sql}\n", sql.len()));
+        }
+    }
+    let digits: String = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    digits[..VERSION_DIGITS].to_string()
+}
+
 /// Compiles `[operation.*]`.
 pub fn compile_operations(
     configs: &BTreeMap<String, OperationConfig>,
@@ -206,6 +260,9 @@ fn compile_operation(
     dialect: Dialect,
 ) -> Result<Operation, Misconfigured> {
     let key = format!("operation.{name}");
+    if name.len() > LONGEST_NAME {
+        return Err(misconfigured(&key, &format!("a name has at most {LONGEST_NAME} bytes; choose a shorter one")));
+    }
     let misplaced = match mode {
         Mode::Xa => [("reserve", &config.reserve), ("confirm", &config.confirm), ("cancel", &config.cancel)]
             .into_iter()
@@ -229,7 +286,8 @@ fn compile_operation(
         ),
     };
     parameters.check_used(&key, &prepare)?;
-    Ok(Operation { name: name.to_string(), prepare, confirm, cancel, parameters })
+    let version = (mode == Mode::Reserve).then(|| version_of([&config.confirm, &config.cancel]));
+    Ok(Operation { name: name.to_string(), prepare, confirm, cancel, version, parameters })
 }
 
 /// Which placeholders a step may use.
@@ -359,6 +417,14 @@ impl Parameters {
 }
 
 impl Operation {
+    /// What the ledger row of a branch in doubt notes of it.
+    pub fn noted(&self) -> String {
+        match &self.version {
+            Some(version) => format!("{}{BEFORE_VERSION}{version}", self.name),
+            None => self.name.clone(),
+        }
+    }
+
     /// The values of a branch, from its payload.
     pub fn bind(&self, txid: &Txid, payload: &RawValue) -> Result<Values, Unusable> {
         self.parameters.bind(Value::Text(txid.to_string()), payload)
@@ -564,6 +630,46 @@ mod tests {
             let problem = compile(config, mode).unwrap_err().to_string();
             assert!(problem.starts_with(expected), "{problem}");
         }
+    }
+
+    #[test]
+    fn what_finishes_a_branch_is_what_was_there_when_it_was_reserved() {
+        let steps = |sql: &str| json!([{ "sql": sql, "rows": 1 }, { "sql": "select 1", "rows": 1 }]);
+        let config = json!({
+            "reserve": [{ "sql": "insert into t values (:txid)", "rows": 1, "code": "FULL" }],
+            "confirm": steps("update t set a = 1 where txid = :txid"),
+            "cancel": steps("delete from t where txid = :txid"),
+        });
+        let compiled = |config: &serde_json::Value| {
+            BTreeMap::from([("op".to_string(), compile(config.clone(), Mode::Reserve).unwrap())])
+        };
+        let noted = compiled(&config)["op"].noted();
+        let found = |operations: &BTreeMap<String, Operation>, noted: &str| {
+            noted_operation(operations, noted).map(|operation| operation.name.clone())
+        };
+        let changed = |pointer: &str, value: serde_json::Value| {
+            let mut config = config.clone();
+            *config.pointer_mut(pointer).unwrap() = value;
+            compiled(&config)
+        };
+        let same = changed("/reserve/0/sql", json!("insert into u values (:txid)"));
+        assert_eq!(found(&same, &noted), Ok("op".to_string()), "what reserves may change");
+        for other in [
+            changed("/confirm/0/sql", json!("update t set a = 2 where txid = :txid")),
+            changed("/cancel/0/rows", json!("any")),
+            changed("/confirm/1/rows", json!(2)),
+            changed("/confirm", json!([])),
+        ] {
+            assert_eq!(found(&other, &noted), Err(NoSteps::Changed("op".to_string())));
+            assert_eq!(found(&other, "op"), Ok("op".to_string()), "a row of an older build");
+        }
+        let mut swapped = config.clone();
+        swapped["confirm"] = config["cancel"].clone();
+        swapped["cancel"] = config["confirm"].clone();
+        assert_eq!(found(&compiled(&swapped), &noted), Err(NoSteps::Changed("op".to_string())));
+        assert_eq!(found(&BTreeMap::new(), &noted), Err(NoSteps::Missing("op".to_string())));
+        assert_eq!(found(&same, "other#1"), Err(NoSteps::Missing("other#1".to_string())));
+        assert_eq!(compile(xa("select :a"), Mode::Xa).unwrap().noted(), "op", "mode xa has nothing left to run");
     }
 
     #[test]

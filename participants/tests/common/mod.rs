@@ -16,7 +16,9 @@ use std::time::Duration;
 use serde_json::value::RawValue;
 use suture_contract::ids::{Attempt, Deployment, LogLetters, Shard, Txid};
 use suture_contract::messages::{Decision, Prepare, Verdict};
-use suture_participants::resource::{Effect, Fault, Page, Position, Prepared, Redone, Resource, Stored, Unavailable};
+use suture_participants::resource::{
+    Effect, Fault, OpenError, Page, Position, Prepared, Redone, Resource, Stored, Unavailable,
+};
 use suture_participants_core::branch::{Answer, State, Wrong};
 use tokio::time::timeout;
 
@@ -64,6 +66,11 @@ pub fn hash(payload: &str) -> suture_contract::ids::RequestHash {
     let sum =
         payload.bytes().fold(7u128, |sum, b| sum.wrapping_mul(0x0100_0000_0000_0000_0000_013b).wrapping_add(b.into()));
     format!("k1:{sum:032x}").parse().unwrap()
+}
+
+/// The same, asked for after the hash key was rotated.
+pub fn with_rotated_key(of: &Prepare) -> Arc<Prepare> {
+    Arc::new(Prepare { hash: of.hash.to_string().replace("k1:", "k2:").parse().unwrap(), ..of.clone() })
 }
 
 pub fn decision(of: &Prepare, outcome: Verdict) -> Arc<Decision> {
@@ -240,6 +247,7 @@ async fn business_keys_take_effect_once<B: Bench>(bench: &B) {
 
     let meanwhile = prepare(21, "key-20", 2, payload);
     assert_eq!(code(&prepare_one(&bank, &meanwhile).await), "in_progress");
+    assert_eq!(code(&prepare_one(&bank, &with_rotated_key(&prepare(35, "key-20", 1, payload))).await), "in_progress");
     assert_eq!(abort(&bank, &meanwhile).await, Ok(Effect::Repeated));
     assert_eq!(commit(&bank, &first).await, Ok(Effect::Finished));
 
@@ -250,6 +258,10 @@ async fn business_keys_take_effect_once<B: Bench>(bench: &B) {
     assert_eq!(stored, refusal);
     let amended = prepare(23, "key-20", 3, r#"{"id":"i20b","account":"a","amount":21}"#);
     assert_eq!(code(&prepare_one(&bank, &amended).await), "conflict");
+    // O4: hashes of two hash keys cannot be compared; the business key says that it is the same thing.
+    let rotated = with_rotated_key(&prepare(36, "key-20", 1, payload));
+    let Prepared::Answer(Answer::No(refusal)) = prepare_one(&bank, &rotated).await else { panic!("not a no") };
+    assert_eq!((refusal.code.as_str(), refusal.duplicate_of), ("duplicate", Some(txid(20))));
     let of_key = "select count(*) from suture_ledger where business_key = 'key-20'";
     assert_eq!(bench.number(of_key).await, 1, "refused duplicates carry no key");
 
@@ -260,7 +272,7 @@ async fn business_keys_take_effect_once<B: Bench>(bench: &B) {
     assert_eq!(abort(&bank, &second).await, Ok(Effect::Finished));
     assert_eq!(code(&prepare_one(&bank, &prepare(25, "key-24", 2, payload)).await), "aborted_before");
     assert_eq!(code(&prepare_one(&bank, &prepare(26, "key-24", 1, payload)).await), "aborted_before");
-    let third = prepare(27, "key-24", 3, payload);
+    let third = with_rotated_key(&prepare(27, "key-24", 3, payload));
     assert_eq!(prepare_one(&bank, &third).await, yes());
     assert_eq!(commit(&bank, &third).await, Ok(Effect::Finished));
     // So does a refused one.
@@ -415,6 +427,38 @@ pub async fn what_cannot_be_confirmed_holds_up_no_other<B: Bench>(bench: &B, exe
     let finished = bank.commit(commits).await.unwrap();
     assert_eq!(finished.iter().filter(|decided| **decided == Ok(Effect::Finished)).count(), 2);
     assert_eq!(bench.number("select held from account where name = 'a'").await, 0);
+}
+
+/// R15, in mode reserve. `open_with` opens it with another text of its configuration.
+pub async fn what_is_in_doubt_is_finished_as_it_was_begun<B: Bench>(
+    bench: &B,
+    open_with: impl AsyncFn(&[(&str, &str)]) -> Result<B::R, OpenError>,
+) {
+    const CONFIRM: (&str, &str) = ("update item set done", "update item set account = account, done");
+    const CANCEL: (&str, &str) = ("delete from item where txid = :txid", "delete from item where :txid = txid");
+    const RESERVE: (&str, &str) = ("code = \"NO_ACCOUNT\"", "code = \"UNKNOWN\"");
+    const NAME: (&str, &str) = ("operation.put.", "operation.put_again.");
+    let changed = open_with(&[CONFIRM]).await.expect("nothing is in doubt");
+    let (money, branch) = (bench.number(MONEY).await, put(1300, "key-1300", "i1300", "a", 1));
+    assert_eq!(prepare_one(&bench.open().await, &branch).await, yes());
+
+    let fault = Fault::ChangedOperation { operation: "put".to_string() };
+    assert_eq!(commit(&changed, &branch).await, Err(fault.clone()), "by a process that was there before");
+    assert_eq!(abort(&changed, &branch).await, Err(fault));
+    let put = || "put".to_string();
+    for (change, refused) in [
+        (CONFIRM, OpenError::ChangedOperation { operation: put() }),
+        (CANCEL, OpenError::ChangedOperation { operation: put() }),
+        (NAME, OpenError::NoOperation { operation: put() }),
+    ] {
+        assert_eq!(open_with(&[change]).await.err(), Some(refused), "{change:?}");
+    }
+    assert_eq!(bench.number("select count(*) from item where id = 'i1300' and done").await, 0);
+
+    let bank = open_with(&[RESERVE]).await.expect("what reserves may change");
+    assert_eq!(commit(&bank, &branch).await, Ok(Effect::Finished));
+    assert!(open_with(&[CONFIRM, CANCEL]).await.is_ok(), "it is decided");
+    assert_eq!(bench.number(MONEY).await, money);
 }
 
 /// X1, X2: what a payload holds is stored as it is, or refused with a code.

@@ -1,8 +1,10 @@
 //! One event, and its odd relatives.
 
 use serde_json::{Value, json};
+use suture_contract::codec::encode;
+use suture_contract::keys::HashKey;
 use suture_coordinator_core::ingest::rules::Rules;
-use suture_coordinator_core::ingest::{Event, Ignored, Mapped, map};
+use suture_coordinator_core::ingest::{Event, Ignored, Keys, Mapped, map};
 
 use crate::{APPENDIX, TOPIC, compose_rules, ignored, keys, map_bytes, map_text, payload, rejection, request};
 
@@ -71,6 +73,21 @@ fn the_business_key_is_found_by_the_case_number_and_tells_revisions_apart() {
     assert_eq!(first.business_key.as_str(), format!("{}finished", prefixes[0]));
     let amended = APPENDIX.replace(r#""id": "case-17","#, r#""id": "case-17", "meta": { "versionId": "2" },"#);
     assert_eq!(request(map_text(&rules, &amended)).business_key.as_str(), format!("{}2", prefixes[0]));
+}
+
+/// O4: what is asked for is the same thing, and its hash says which key has made it.
+#[test]
+fn a_rotated_hash_key_changes_the_hash_and_nothing_else() {
+    let rules = compose_rules("rules.toml");
+    let before = request(map_text(&rules, APPENDIX));
+    let hash = HashKey::new("k2".parse().unwrap(), b"another hash key for tests").unwrap();
+    let rotated = Keys { hash, ..keys() };
+    let event = Event { topic: TOPIC, partition: 3, offset: 41, value: Some(APPENDIX.as_bytes()) };
+    let mut after = request(map(&rules, &rotated, &event));
+    assert_eq!((before.hash.key_id.to_string(), after.hash.key_id.to_string()), ("k1".to_string(), "k2".to_string()));
+    assert_ne!(before.hash.mac, after.hash.mac);
+    after.hash = before.hash;
+    assert_eq!(encode(&after), encode(&before));
 }
 
 #[test]
