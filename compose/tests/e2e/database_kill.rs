@@ -15,7 +15,7 @@ use crate::kill::{Random, take};
 use crate::logs::Story;
 use crate::operator::no_group_lags;
 use crate::rows::Rows;
-use crate::world::{Options, World};
+use crate::world::{Options, World, succeeds};
 use crate::{check, oracle, undisturbed};
 
 /// Of each server.
@@ -123,6 +123,8 @@ fn kill_in_modes(other_modes: bool) {
     oracle::verify_rows(&oracle::expect(&surgeries), &rows);
     assert_eq!(rows.without_txids(), *undisturbed, "as if no server had been killed");
     no_group_lags(&world);
+    // Exits with 1 if it finds anything that must not be.
+    succeeds(&world.suture(&["audit"]));
     crew.terminate();
 }
 
