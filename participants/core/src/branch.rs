@@ -30,8 +30,8 @@
 //! | this attempt or a later one, aborted, refused or abandoned | no, `aborted_before` |
 //! | nothing of these | the operation runs |
 //!
-//! Such a no is about an older branch, so its own row carries neither key nor attempt ([`Refusal::is_repeat`]). An abort
-//! that overtakes its prepare leaves an `aborted` row with both, unless another row has them already.
+//! Such a no is about an older branch, so its own row carries neither key nor attempt ([`Refusal::is_repeat`]). Nor does the
+//! `aborted` row of an abort that overtakes its prepare: it may be that of a duplicate, and the original is still to come.
 //!
 //! Left out: how rows are read and locked; each database does that its own way.
 
