@@ -327,6 +327,18 @@ fn said(args: &SaidArgs) -> anyhow::Result<Said> {
 mod tests {
     use super::*;
 
+    const BANK: &str = r#"
+name = "bank"
+mode = "reserve"
+[database]
+kind = "sqlite"
+path = "bank.sqlite"
+[operation.put]
+reserve = [{ sql = "insert into item (txid) values (:txid)", rows = 1 }]
+confirm = [{ sql = "update item set done = 1 where txid = :txid", rows = 1 }]
+cancel = [{ sql = "delete from item where txid = :txid", rows = 1 }]
+"#;
+
     /// A wrong path must not look like a database where nothing is lost.
     #[test]
     fn an_operator_makes_no_ledger_by_looking() {
@@ -334,8 +346,7 @@ mod tests {
         let at = |name: &str| folder.path().join(name);
         let kafka = "[kafka]\nbootstrap = \"localhost:9092\"\nprefix = \"suture\"\n";
         std::fs::write(at("suture.toml"), format!("{kafka}[participants]\nbank = \"bank.toml\"")).unwrap();
-        let bank = "name = \"bank\"\nmode = \"reserve\"\n[database]\nkind = \"sqlite\"\npath = \"bank.sqlite\"";
-        std::fs::write(at("bank.toml"), bank).unwrap();
+        std::fs::write(at("bank.toml"), BANK).unwrap();
         let settings = Settings::load(&at("suture.toml")).unwrap();
         let refused = || format!("{:#}", list(&settings, "bank", &LostArgs { json: false }).unwrap_err());
         assert!(refused().contains("the file cannot be opened; check its path"), "{}", refused());
