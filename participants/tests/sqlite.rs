@@ -9,6 +9,7 @@ use common::*;
 use rusqlite::Connection;
 use suture_contract::messages::Verdict;
 use suture_participants::config::{Database, ParticipantConfig};
+use suture_participants::inspect::inspect;
 use suture_participants::resource::{Effect, Fault, OpenError, Opening, Prepared, Resource, Stored};
 use suture_participants::sqlite::SqliteResource;
 
@@ -269,9 +270,15 @@ async fn an_operation_stays_as_it_is_while_a_branch_of_it_is_in_doubt() {
     let file = File::new();
     what_is_in_doubt_is_finished_as_it_was_begun(&file, async |changes| file.open_with(changes).await).await;
 
-    // An older build has noted no version: then the name alone is compared.
+    // The doctor says so before it is started.
     let branch = put(1, "key-1", "i1", "a", 1);
     assert_eq!(prepare_one(&file.open().await, &branch).await, yes());
+    let text = CONFIG.replace("set done = 1", "set done = 1, account = account");
+    let config = ParticipantConfig::parse(&text, &file.0.join("bank.toml")).unwrap();
+    let seen = inspect(&config, &file.config(&text).1).await.unwrap();
+    assert_eq!(seen.ledger.err(), Some(OpenError::ChangedOperation { operation: "put".to_string() }));
+
+    // An older build has noted no version: then the name alone is compared.
     file.connection().execute("update suture_ledger set operation = 'put' where state = 'in_doubt'", []).unwrap();
     let changed = file.open_with(&[("set done = 1", "set done = 1, account = account")]).await.unwrap();
     assert_eq!(commit(&changed, &branch).await, Ok(Effect::Finished));
