@@ -1,7 +1,7 @@
 //! `suture ingest` and `suture ingest explain`.
 
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use suture_coordinator_core::ingest::Keys;
 use suture_coordinator_core::ingest::explain::{Explained, explain};
 
 use crate::settings::Settings;
-use crate::{ConfigArg, logging, services};
+use crate::{ConfigArg, DEFAULT_CONFIG, logging, services};
 
 /// Arguments of `suture ingest`.
 #[derive(clap::Args)]
@@ -43,9 +43,9 @@ struct ExplainArgs {
     /// One JSON object an event.
     #[arg(long)]
     json: bool,
-    /// The configuration file. Without one, the rules of the demo and a key that is no secret.
-    #[arg(long, short, env = "SUTURE_CONFIG")]
-    config: Option<PathBuf>,
+    /// The configuration file. Where there is none, the rules of the demo and a key that is no secret.
+    #[arg(long, short, env = "SUTURE_CONFIG", default_value = DEFAULT_CONFIG)]
+    config: PathBuf,
 }
 
 impl IngestArgs {
@@ -79,12 +79,13 @@ pub fn run(args: IngestArgs, format: logging::Format) -> anyhow::Result<ExitCode
 }
 
 fn explain_file(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
-    let (rules, keys, shards) = match &args.config {
-        Some(file) => {
-            let settings = Settings::load(file)?;
+    let has_config = args.config != Path::new(DEFAULT_CONFIG) || args.config.exists();
+    let (rules, keys, shards) = match has_config {
+        true => {
+            let settings = Settings::load(&args.config)?;
             (settings.rules()?, settings.keys()?, settings.kafka.partitions)
         }
-        None => {
+        false => {
             eprintln!("suture: no --config: these are the demo's rules, with keys that are no secret");
             (crate::demo::demo_rules()?, example_keys()?, DEFAULT_PARTITIONS)
         }

@@ -73,11 +73,14 @@ enum Command {
     Audit(audit::AuditArgs),
 }
 
+/// Where the configuration is if nobody says so.
+const DEFAULT_CONFIG: &str = "suture.toml";
+
 /// The configuration file.
 #[derive(clap::Args, Clone)]
 struct ConfigArg {
     /// The configuration file.
-    #[arg(long, short, env = "SUTURE_CONFIG", default_value = "suture.toml", global = true)]
+    #[arg(long, short, env = "SUTURE_CONFIG", default_value = DEFAULT_CONFIG, global = true)]
     config: PathBuf,
 }
 

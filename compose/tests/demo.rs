@@ -1,4 +1,4 @@
-//! How `suture demo` ends when it cannot go on, as a process of its own.
+//! How `suture demo` ends when it cannot go on, and what else works without a configuration, as a process of its own.
 
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
@@ -42,4 +42,15 @@ fn a_folder_of_another_demo_is_refused() {
     assert_eq!(ended.status.code(), Some(1), "{}", ended.status);
     assert!(stderr(&ended).contains("another demo runs in this folder"), "{}", stderr(&ended));
     assert_eq!(std::fs::read_dir(folder.path()).expect("the folder").count(), 1, "nothing is made in it");
+}
+
+#[test]
+fn an_event_is_explained_without_a_configuration() {
+    let samples = concat!(env!("CARGO_MANIFEST_DIR"), "/samples/synthea-surgery-transactions.ndjson");
+    let elsewhere = tempfile::tempdir().expect("a folder");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_suture"));
+    command.args(["ingest", "explain", samples, "--line", "1", "--json"]).env_remove("SUTURE_CONFIG");
+    let ended = command.current_dir(elsewhere.path()).stdin(Stdio::null()).output().expect("suture starts");
+    assert!(ended.status.success(), "{}", stderr(&ended));
+    assert!(stderr(&ended).contains("these are the demo's rules"), "{}", stderr(&ended));
 }
