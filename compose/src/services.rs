@@ -95,6 +95,9 @@ pub fn remedy(error: &OpenError) -> &'static str {
             ": the server refuses this user or his password; correct the URL, or the server's pg_hba.conf"
         }
         "1045" => ": the server refuses this user or his password; correct the URL, or create the account",
+        "4151" | "3118" => {
+            ": this account is locked; give it a password and unlock it, as `suture participant init` says"
+        }
         "3D000" | "1049" => ": there is no such database; create it, or correct the URL",
         "1044" | "1142" => ": this user lacks a right; `suture participant init` prints those that it needs",
         "42501" => ": this user lacks a right; `suture participant init` prints those that it needs",

@@ -239,8 +239,9 @@ impl Settings {
                 let path = self.beside(path);
                 let (place, make) =
                     (format!("{key}_file: {}", path.display()), format!("{MAKE_SECRET} > {}", path.display()));
-                let secret = std::fs::read_to_string(&path)
-                    .with_context(|| format!("{settings}: {place} cannot be read; make it with `{make}`"))?;
+                let secret = std::fs::read_to_string(&path).with_context(|| {
+                    format!("{settings}: {place} cannot be read; put its copy back; only a first installation makes it, with `{make}`")
+                })?;
                 (secret.trim().to_string(), place, make)
             }
         };

@@ -2,7 +2,7 @@
 //!
 //! ```toml
 //! name = "insurer"
-//! mode = "xa"                          # xa: PostgreSQL; reserve: SQLite
+//! mode = "xa"                          # xa: PostgreSQL, MariaDB, MySQL; reserve: these, and SQLite
 //! schema_file = "../../schema/insurer.postgres.sql"   # beside this file; applied only when asked for
 //! inquire_after_ms = 60000             # a branch in doubt for longer asks for its decision
 //! sweep_after_ms = 30000               # xa: a branch that is over and still prepared after so long is rolled back
