@@ -5,6 +5,7 @@ mod common;
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::server::shared;
 use common::{abort, commit, deployment, prepare, prepare_one, txid, yes};
 use mysql_async::prelude::Queryable;
 use suture_contract::ids::{LogLetters, Shard};
@@ -47,7 +48,7 @@ enum Db {
 
 impl Db {
     async fn postgres() -> Self {
-        let server = server("SUTURE_TEST_POSTGRES");
+        let server = shared("SUTURE_TEST_POSTGRES");
         let name = format!("books_{}", std::process::id());
         let base = server.rsplit_once('/').expect("a URL with a database").0.to_string();
         Self::Postgres(server).execute(&format!("create database {name}")).await;
@@ -122,7 +123,7 @@ impl Db {
         match self {
             Self::Sqlite(_) => {}
             Self::Postgres(_) => {
-                Self::Postgres(server("SUTURE_TEST_POSTGRES"))
+                Self::Postgres(shared("SUTURE_TEST_POSTGRES"))
                     .execute(&format!("drop database {name} with (force)"))
                     .await;
             }
@@ -155,14 +156,6 @@ impl Db {
     }
 }
 
-fn server(variable: &str) -> String {
-    std::env::var(variable).unwrap_or_else(|_| {
-        panic!(
-            "{variable} is not set: these tests need a database server; run them with compose/test, which starts one"
-        )
-    })
-}
-
 fn put(n: u64) -> Arc<Prepare> {
     prepare(n, &format!("item:{n}:1"), 1, &format!(r#"{{"id":"{n}"}}"#))
 }
@@ -183,7 +176,7 @@ async fn the_books_of_postgres_are_read() {
 
 #[tokio::test]
 async fn the_books_of_mariadb_are_read() {
-    books_are_read(&Db::mariadb(server("SUTURE_TEST_MARIADB")).await).await;
+    books_are_read(&Db::mariadb(shared("SUTURE_TEST_MARIADB")).await).await;
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ mod common;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use common::server::shared;
 use common::{commit, prepare, prepare_one, txid, yes};
 use mysql_async::prelude::Queryable;
 use serde_json::value::RawValue;
@@ -116,14 +117,14 @@ impl Db {
     }
 
     async fn postgres() -> Self {
-        let db = Self::Postgres { server: server("SUTURE_TEST_POSTGRES"), name: name() };
+        let db = Self::Postgres { server: shared("SUTURE_TEST_POSTGRES"), name: name() };
         let Self::Postgres { server, name } = &db else { unreachable!() };
         execute_on_postgres(server, &format!("create database {name}")).await.unwrap();
         db
     }
 
     async fn mariadb(variable: &str) -> Self {
-        let db = Self::Mariadb { server: server(variable), name: name() };
+        let db = Self::Mariadb { server: shared(variable), name: name() };
         let Self::Mariadb { server, name } = &db else { unreachable!() };
         execute_on_mariadb(server, &format!("create database {name}")).await.unwrap();
         db
@@ -322,14 +323,6 @@ async fn execute_on_mariadb(url: &str, sql: &str) -> Result<(), String> {
     ran
 }
 
-fn server(variable: &str) -> String {
-    std::env::var(variable).unwrap_or_else(|_| {
-        panic!(
-            "{variable} is not set: these tests need a database server; run them with compose/test, which starts one"
-        )
-    })
-}
-
 fn put(n: u64) -> Arc<Prepare> {
     prepare(n, &format!("item:{n}:1"), 1, &format!(r#"{{"id":"{n}"}}"#))
 }
@@ -368,7 +361,7 @@ async fn is_brought_up_to_date(db: &Db) {
     if !matches!(db, Db::Sqlite(_)) {
         // The participant's own branch is seen before anything is tried; another's makes it give up, but for MariaDB, which
         // changes a check without touching rows.
-        let is_mariadb = matches!(db, Db::Mariadb { server, .. } if *server == self::server("SUTURE_TEST_MARIADB"));
+        let is_mariadb = matches!(db, Db::Mariadb { server, .. } if *server == self::shared("SUTURE_TEST_MARIADB"));
         let other = Owner { participant: "other".parse().unwrap(), ..db.owner() };
         for (n, owner) in [(2, db.owner()), (3, other)].into_iter().take(if is_mariadb { 1 } else { 2 }) {
             db.prepare_by_hand(n, &owner).await;

@@ -4,9 +4,6 @@
 //! `compose/test` starts one and sets it.
 
 mod common;
-#[path = "facts/server.rs"]
-#[allow(dead_code, reason = "the tests of the facts use all of it")]
-mod server;
 
 use std::io::Write;
 use std::path::Path;
@@ -14,10 +11,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use common::server::{Private, shared};
 use common::*;
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Opts};
-use server::Private;
 use suture_contract::ids::Deployment;
 use suture_contract::messages::{Prepare, Verdict};
 use suture_participants::config::{Database, ParticipantConfig, ServerSettings};
@@ -123,9 +120,7 @@ struct Db {
 static DATABASES: AtomicU32 = AtomicU32::new(0);
 
 fn server() -> String {
-    std::env::var("SUTURE_TEST_MARIADB").expect(
-        "SUTURE_TEST_MARIADB is not set: these tests need a MariaDB server; run them with compose/test, which starts one",
-    )
+    shared("SUTURE_TEST_MARIADB")
 }
 
 async fn connect(url: &str) -> Conn {

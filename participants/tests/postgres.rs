@@ -4,9 +4,6 @@
 //! `compose/test` starts one and sets it.
 
 mod common;
-#[path = "facts/server.rs"]
-#[allow(dead_code, reason = "this test needs a part of it")]
-mod server;
 #[path = "common/way.rs"]
 mod way;
 
@@ -16,8 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use common::server::{Private, shared};
 use common::*;
-use server::Private;
 use suture_contract::ids::code::is_retryable;
 use suture_contract::ids::{Deployment, Shard};
 use suture_contract::messages::{Prepare, Verdict};
@@ -153,9 +150,7 @@ struct Db {
 static DATABASES: AtomicU32 = AtomicU32::new(0);
 
 fn server() -> String {
-    std::env::var("SUTURE_TEST_POSTGRES").expect(
-        "SUTURE_TEST_POSTGRES is not set: these tests need a PostgreSQL server; run them with compose/test, which starts one",
-    )
+    shared("SUTURE_TEST_POSTGRES")
 }
 
 async fn connect(url: &str) -> Client {

@@ -8,6 +8,7 @@
 pub mod crash;
 #[cfg(feature = "failpoints")]
 pub mod sends;
+pub mod server;
 pub mod settling;
 
 use std::sync::Arc;

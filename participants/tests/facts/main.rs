@@ -9,5 +9,6 @@
 mod mariadb;
 mod mysql;
 mod postgres;
+#[path = "../common/server.rs"]
 mod server;
 mod sqlite;
