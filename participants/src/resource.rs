@@ -84,8 +84,8 @@ pub trait Resource: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Stored, Unavailable>> + Send;
 
     /// Runs and commits branches whose commit is decided already, in order and in one local transaction, whatever the mode. One
-    /// that fails leaves nothing; one that meets somebody else's lock does not fail, but is to be asked for again. One answer each, in order; `None`: nothing was done, for they do not go together; ask for
-    /// one after the other.
+    /// that fails leaves nothing; one that meets somebody else's lock does not fail, but is to be asked for again. One answer
+    /// each, in order; `None`: nothing was done, for they do not go together; ask for one after the other.
     fn redo(&self, batch: Vec<Arc<Prepare>>) -> impl Future<Output = Result<Option<Vec<Redone>>, Unavailable>> + Send;
 
     /// Whether the ledger is being brought back: it was begun, and has not ended.

@@ -214,6 +214,14 @@ impl World {
         (vote.vote, vote.code.map(|code| code.to_string()))
     }
 
+    /// A branch that is in doubt here.
+    async fn said_yes(&mut self, shard: u16, offset: u64, id: &str) -> Prepare {
+        let branch = self.prepare(shard, offset, id);
+        self.ask(&branch);
+        assert_eq!(self.ballot(&branch).await, YES);
+        branch
+    }
+
     /// Waits for a vote that this branch says again.
     async fn inquiry(&mut self, prepare: &Prepare) {
         loop {
@@ -243,6 +251,14 @@ impl World {
             }
         });
         timeout(PATIENCE, asking).await.expect("not acknowledged").unwrap()
+    }
+
+    /// A backup that knows of no transaction.
+    async fn copy_of_a_new_one(&self) -> Vec<u8> {
+        let running = self.start().await;
+        self.until_acknowledged(DECISIONS, 0, 0).await;
+        running.stop().await;
+        self.copy().await
     }
 
     /// The file, when nobody has it open any more.
@@ -513,9 +529,7 @@ async fn parked_prepares_that_have_expired_take_no_room() {
 async fn what_was_cut_off_is_done_again() {
     let mut world = World::new();
     let running = world.start().await;
-    let branch = world.prepare(0, 0, "a");
-    world.ask(&branch);
-    assert_eq!(world.ballot(&branch).await, YES);
+    let branch = world.said_yes(0, 0, "a").await;
     running.kill().await;
     // R8: copies of one decision, for one batch.
     for _ in 0..3 {
@@ -533,9 +547,7 @@ async fn what_was_cut_off_is_done_again() {
 async fn copies_of_a_decision_take_effect_once() {
     let mut world = World::new();
     let running = world.start().await;
-    let branch = world.prepare(0, 0, "a");
-    world.ask(&branch);
-    assert_eq!(world.ballot(&branch).await, YES);
+    let branch = world.said_yes(0, 0, "a").await;
     running.stop().await;
     for _ in 0..5 {
         world.decide(&branch, Verdict::Commit);
@@ -552,9 +564,7 @@ async fn copies_of_a_decision_take_effect_once() {
 async fn an_offset_that_was_set_by_hand_skips_nothing() {
     let mut world = World::new();
     let running = world.start().await;
-    let branch = world.prepare(0, 0, "a");
-    world.ask(&branch);
-    assert_eq!(world.ballot(&branch).await, YES);
+    let branch = world.said_yes(0, 0, "a").await;
     running.stop().await;
     world.decide(&branch, Verdict::Commit);
     world.until_appended(DECISIONS, 0, 1).await;
@@ -573,9 +583,7 @@ async fn an_offset_that_was_set_by_hand_skips_nothing() {
 async fn a_group_that_has_forgotten_its_offsets_goes_on_at_the_rows() {
     let mut world = World::new();
     let running = world.start().await;
-    let branch = world.prepare(0, 0, "a");
-    world.ask(&branch);
-    assert_eq!(world.ballot(&branch).await, YES);
+    let branch = world.said_yes(0, 0, "a").await;
     world.decide(&branch, Verdict::Commit);
     world.until_acknowledged(DECISIONS, 0, 1).await;
     world.until_acknowledged(PREPARES, 0, 1).await;
@@ -615,9 +623,7 @@ async fn below_the_start_of_its_log_a_shard_goes_on_with_prepares_and_stops_at_d
 
     let running = world.start().await;
     world.until_acknowledged(PREPARES, 0, end).await;
-    let next = world.prepare(0, 1, "c");
-    world.ask(&next);
-    assert_eq!(world.ballot(&next).await, YES);
+    world.said_yes(0, 1, "c").await;
     world.decide(&one, Verdict::Commit);
     world.until_acknowledged(DECISIONS, 0, 1).await;
     world.ask(&other);
@@ -746,9 +752,7 @@ async fn what_must_not_be_skipped_stops_its_shard_only() {
 async fn two_instances_share_the_shards() {
     let mut world = World::new();
     let first = world.start().await;
-    let branch = world.prepare(0, 0, "a");
-    world.ask(&branch);
-    assert_eq!(world.ballot(&branch).await, YES);
+    let branch = world.said_yes(0, 0, "a").await;
     let second = world.start().await;
     let branches: Vec<Prepare> = (0..30).map(|n| world.prepare((n % 3) as u16, n + 1, &format!("i{n}"))).collect();
     for (n, branch) in branches.iter().enumerate() {
@@ -837,9 +841,7 @@ async fn finished_rows_are_purged_behind_the_acknowledgement() {
 async fn branches_in_doubt_of_another_log_are_refused() {
     let mut world = World::new();
     let running = world.start().await;
-    let branch = world.prepare(0, 0, "a");
-    world.ask(&branch);
-    assert_eq!(world.ballot(&branch).await, YES);
+    let branch = world.said_yes(0, 0, "a").await;
     running.kill().await;
     // Another cluster, to which somebody has copied the topics: the names are the same, ids and offsets are not.
     let World { folder, .. } = world;
@@ -921,10 +923,7 @@ async fn a_restored_database_is_brought_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_brought_back_is_lost_and_nothing_else() {
     let mut world = World::new();
-    let running = world.start().await;
-    world.until_acknowledged(DECISIONS, 0, 0).await;
-    running.stop().await;
-    let backup = world.copy().await;
+    let backup = world.copy_of_a_new_one().await;
     let running = world.start().await;
     let (lost, sound) = (world.prepare(0, 0, "lost"), world.prepare(1, 0, "sound"));
     for prepare in [&lost, &sound] {
@@ -952,14 +951,9 @@ async fn what_cannot_be_brought_back_is_lost_and_nothing_else() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_votes_differently_after_a_restore_has_lost_the_commit() {
     let mut world = World::new();
+    let backup = world.copy_of_a_new_one().await;
     let running = world.start().await;
-    world.until_acknowledged(DECISIONS, 0, 0).await;
-    running.stop().await;
-    let backup = world.copy().await;
-    let running = world.start().await;
-    let branch = world.prepare(0, 0, "a");
-    world.ask(&branch);
-    assert_eq!(world.ballot(&branch).await, YES);
+    let branch = world.said_yes(0, 0, "a").await;
     world.until_acknowledged(PREPARES, 0, 1).await;
     running.stop().await;
 

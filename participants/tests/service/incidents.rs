@@ -80,9 +80,7 @@ async fn a_shard_goes_on_when_what_stopped_it_is_settled() {
     let mut told = Told::on(&world);
     let running = world.start().await;
     let operator = world.resource().await;
-    let lost = world.prepare(0, 0, "a");
-    world.ask(&lost);
-    assert_eq!(world.ballot(&lost).await, YES);
+    let lost = world.said_yes(0, 0, "a").await;
     // By hand, between vote and decision.
     Connection::open(world.file()).unwrap().execute_batch("delete from suture_ledger; delete from item").unwrap();
     world.decide(&lost, Verdict::Commit);
@@ -156,9 +154,7 @@ async fn a_record_that_is_nobodys_decision_is_passed_when_a_person_says_so() {
     let mut told = Told::on(&world);
     let running = world.start().await;
     let operator = world.resource().await;
-    let branch = world.prepare(0, 0, "a");
-    world.ask(&branch);
-    assert_eq!(world.ballot(&branch).await, YES);
+    let branch = world.said_yes(0, 0, "a").await;
     world.append_raw(DECISIONS, 0, "x", Some(b"{"));
     let other = Decision { hash: hash("other"), ..Decision::clone(&decision(&branch, Verdict::Commit)) };
     world.append(DECISIONS, other.txid, &other);
@@ -219,9 +215,7 @@ async fn a_branch_that_is_finished_by_hand_is_noticed() {
     // Long decided: its yes is a repeat, and nothing to watch.
     world.ask(&repeated);
     assert_eq!(world.ballot(&repeated).await, YES);
-    let meanwhile = world.prepare(0, 1, "c");
-    world.ask(&meanwhile);
-    assert_eq!(world.ballot(&meanwhile).await, YES);
+    let meanwhile = world.said_yes(0, 1, "c").await;
     let rows = "update suture_ledger set state = 'committed' where txid like '%-0-0'";
     Connection::open(world.file()).unwrap().execute_batch(rows).unwrap();
     let by_hand = told.next().await;

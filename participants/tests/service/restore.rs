@@ -15,14 +15,9 @@ const BROUGHT_BACK: &str = "select (select count(*) from suture_meta where name 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_comes_while_a_database_is_brought_back_is_not_lost() {
     let mut world = World::new();
+    let backup = world.copy_of_a_new_one().await;
     let running = world.start().await;
-    world.until_acknowledged(DECISIONS, 0, 0).await;
-    running.stop().await;
-    let backup = world.copy().await;
-    let running = world.start().await;
-    let open = world.prepare(0, 0, "open");
-    world.ask(&open);
-    assert_eq!(world.ballot(&open).await, YES);
+    let open = world.said_yes(0, 0, "open").await;
     world.until_acknowledged(PREPARES, 0, 1).await;
     running.stop().await;
 
@@ -136,9 +131,7 @@ async fn what_is_behind_a_decision_that_nobody_can_read_is_brought_back() {
     let running = world.start().await;
     world.append_raw(DECISIONS, 0, "x", Some(b"{"));
     skip(&world, DECISIONS).await;
-    let branch = world.prepare(0, 0, "a");
-    world.ask(&branch);
-    assert_eq!(world.ballot(&branch).await, YES);
+    let branch = world.said_yes(0, 0, "a").await;
     world.decide(&branch, Verdict::Commit);
     world.until_acknowledged(DECISIONS, 0, 2).await;
     running.stop().await;
