@@ -21,6 +21,11 @@
 //! [coordinator.cleanup]                     # see suture_coordinator::cleanup
 //! keep_s = 2592000                          # no backup of a participant's database that might be restored is older
 //!
+//! [[coordinator.pass]]                      # see suture_coordinator::passing
+//! shard = 3
+//! offset = 118
+//! because = "a producer was tried there, ticket 4711"
+//!
 //! [participants]
 //! hospital = "participants/hospital.postgres.toml"
 //! ```

@@ -34,6 +34,7 @@ use suture_topics::settings::KafkaSettings;
 use tracing::{error, info, warn};
 
 use crate::clock;
+use crate::passing::Passed;
 use crate::service::raw_of;
 
 /// How the decision log is cleaned up.
@@ -70,13 +71,19 @@ pub(crate) struct CleanUp {
 
 impl CleanUp {
     /// Starts the thread, which owns no shards yet. Its first round is one interval away.
-    pub fn start(kafka: &KafkaSettings, settings: &CleanUpSettings, log: LogLetters) -> Result<Self, KafkaFailure> {
+    pub fn start(
+        kafka: &KafkaSettings,
+        settings: &CleanUpSettings,
+        passed: &Passed,
+        log: LogLetters,
+    ) -> Result<Self, KafkaFailure> {
         let (shards, over) = (Arc::default(), Arc::new(AtomicBool::new(false)));
         let (wake, woken) = mpsc::channel::<()>();
         let (end, ended) = mpsc::channel();
         let mut cleaner = Cleaner {
             kafka: kafka.clone(),
             settings: settings.clone(),
+            passed: passed.clone(),
             log,
             shards: Arc::clone(&shards),
             over: Arc::clone(&over),
@@ -114,6 +121,7 @@ impl CleanUp {
 struct Cleaner {
     kafka: KafkaSettings,
     settings: CleanUpSettings,
+    passed: Passed,
     log: LogLetters,
     shards: Arc<Mutex<BTreeSet<Shard>>>,
     over: Arc<AtomicBool>,
@@ -254,6 +262,9 @@ impl Cleaner {
             let mut sweep = Sweep::new(rules.clone());
             let mut failed = None;
             clients.scanner.scan((&decisions, shard.partition()), (from, rules.end), |record| {
+                if self.passed.has(&record) {
+                    return ControlFlow::Continue(());
+                }
                 let bad = sweep.read(raw_of(&record)).err().map(NotCleaned::from);
                 failed = if self.over.load(Ordering::Acquire) { Some(NotCleaned::Over) } else { bad };
                 if failed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }

@@ -5,6 +5,7 @@
 //! - [`service`]: the coordinator. It owns shards, applies what it reads and appends what the core says.
 //! - `takeover`: where the owner of a shard starts to read.
 //! - `recall`, `seek`: requests that are read once more, and decisions that are looked for in their log.
+//! - [`passing`]: records of the decision log that a person lets every coordinator pass.
 //! - [`cleanup`]: tombstones for decisions that nobody needs any more.
 //! - `consumer`, `appends`: reading topics as a member of a group, and writing until it is acknowledged.
 //! - `clients`: what the services do alike with their Kafka clients.
@@ -12,6 +13,7 @@
 
 pub mod cleanup;
 pub mod ingest;
+pub mod passing;
 pub mod service;
 
 mod appends;

@@ -13,6 +13,8 @@ use suture_topics::record::Record;
 use suture_topics::scan::{ScanFailure, Scanner};
 use suture_topics::settings::KafkaSettings;
 
+use crate::passing::Passed;
+
 /// What the log says.
 pub(crate) struct Sought {
     /// The last record of each transaction that there is one of.
@@ -22,14 +24,22 @@ pub(crate) struct Sought {
 }
 
 /// Looks for the decisions of these transactions.
-pub(crate) fn seek(kafka: &KafkaSettings, probe: &Probe, shard: Shard, txids: &[Txid]) -> Result<Sought, ScanFailure> {
+pub(crate) fn seek(
+    kafka: &KafkaSettings,
+    probe: &Probe,
+    passed: &Passed,
+    shard: Shard,
+    txids: &[Txid],
+) -> Result<Sought, ScanFailure> {
     let (decisions, requests) = (Topic::Decisions.name(&kafka.prefix), Topic::Requests.name(&kafka.prefix));
     let mut last: BTreeMap<Vec<u8>, Option<Record>> =
         txids.iter().map(|txid| (txid.to_string().into_bytes(), None)).collect();
     let (start, end) = probe.watermarks(&decisions, shard.partition())?;
     let mut scanner = Scanner::start(kafka, &coordinator_group(&kafka.prefix))?;
     scanner.scan((&decisions, shard.partition()), (start, end), |record| {
-        if let Some(place) = record.key.as_ref().and_then(|key| last.get_mut(key)) {
+        if let Some(place) = record.key.as_ref().and_then(|key| last.get_mut(key))
+            && !passed.has(&record)
+        {
             *place = Some(record);
         }
         ControlFlow::Continue(())

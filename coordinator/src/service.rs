@@ -43,6 +43,7 @@ use tracing::{debug, error, info, warn};
 use crate::cleanup::{CleanUp, CleanUpSettings};
 use crate::clients::{self, DRAIN, answered};
 use crate::clock;
+use crate::passing::{Passed, PassedDecision};
 use crate::recall::{MOST_RECALLS, Recalled, recall};
 use crate::seek::{Sought, seek};
 use crate::takeover::{Start, TakeOver, TakeOverFailure, is_served, look_up_ids};
@@ -62,6 +63,8 @@ pub struct CoordinatorSettings {
     pub summary_interval_s: u64,
     /// How the decision log is cleaned up.
     pub cleanup: CleanUpSettings,
+    /// Records of the decision log that are passed.
+    pub pass: Vec<PassedDecision>,
 }
 
 impl Default for CoordinatorSettings {
@@ -73,6 +76,7 @@ impl Default for CoordinatorSettings {
             commit_interval_ms: 100,
             summary_interval_s: 60,
             cleanup: CleanUpSettings::default(),
+            pass: Vec::new(),
         }
     }
 }
@@ -201,6 +205,7 @@ struct Service {
     letters: LogLetters,
     names: HashMap<Arc<str>, Topic>,
     ids: TopicIds,
+    passed: Passed,
 
     outbox: Outbox,
     reader: Reader,
@@ -263,9 +268,10 @@ impl Service {
         });
         let (kafka, outbox, reader, scanner, membership) =
             started.await.map_err(|_| CoordinatorFailure::ClientGone)??;
+        let passed = Passed::new(&settings.pass);
         let clean_up = match settings.cleanup.off {
             true => None,
-            false => Some(CleanUp::start(&kafka, &settings.cleanup, known.letters)?),
+            false => Some(CleanUp::start(&kafka, &settings.cleanup, &passed, known.letters)?),
         };
         info!(
             prefix = %kafka.prefix, bootstrap = %kafka.bootstrap, log = %known.letters,
@@ -278,6 +284,7 @@ impl Service {
             letters: known.letters,
             names: known.names,
             ids: known.ids,
+            passed,
             outbox,
             reader,
             membership: Arc::new(membership),
@@ -374,7 +381,10 @@ impl Service {
         if !tenure.awaited.is_empty() && tenure.awaited.contains_key(topic) {
             return;
         }
-        let raw = raw_of(record);
+        let mut raw = raw_of(record);
+        if *topic == Topic::Decisions && self.passed.has(record) {
+            raw.value = None;
+        }
         let applied = match topic {
             Topic::Requests => tenure.shard.apply(shard::Record::Request(raw)),
             Topic::Votes(participant) => tenure.shard.apply(shard::Record::Vote(participant, raw)),
@@ -714,8 +724,9 @@ impl Service {
         let Some((id, txids)) = self.seeks.pop_first() else { return };
         self.seeking = true;
         let (kafka, probe, post) = (self.kafka.clone(), Arc::clone(&self.probe), self.post_look_up.clone());
+        let passed = self.passed.clone();
         tokio::task::spawn_blocking(move || {
-            let sought = seek(&kafka, &probe, id, &txids);
+            let sought = seek(&kafka, &probe, &passed, id, &txids);
             // The receiver goes away only with the whole service.
             let _ = post.send(LookUp::Sought(id, txids, sought));
         });

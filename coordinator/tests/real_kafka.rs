@@ -17,6 +17,7 @@ use suture_contract::ids::{Attempt, LogLetters, OrderKey, Participant, RequestHa
 use suture_contract::messages::{Ballot, Branch, Decision, Prepare, Request, Verdict, Vote, Voter};
 use suture_contract::topic_map::{Topic, participant_group};
 use suture_coordinator::cleanup::CleanUpSettings;
+use suture_coordinator::passing::PassedDecision;
 use suture_coordinator::service::{self, CoordinatorFailure, CoordinatorSettings};
 use suture_topics::failure::KafkaFailure;
 use suture_topics::membership::{Commit, MemberEvent, Membership};
@@ -123,8 +124,11 @@ impl World {
     }
 
     fn append<M: Message>(&self, topic: &Topic, key: &str, message: &M) -> u64 {
-        let value = encode(message);
-        self.outbox.append(&self.name(topic), 0, key.as_bytes(), Some(&value), M::TYPE, None, 0).unwrap();
+        self.append_value(topic, key, M::TYPE, &encode(message))
+    }
+
+    fn append_value(&self, topic: &Topic, key: &str, kind: &'static str, value: &[u8]) -> u64 {
+        self.outbox.append(&self.name(topic), 0, key.as_bytes(), Some(value), kind, None, 0).unwrap();
         self.reports.recv_timeout(LONG).unwrap().result.unwrap()
     }
 
@@ -235,7 +239,7 @@ impl World {
     fn until_decided(&self, follower: &mut Follower, txid: Txid) -> u64 {
         loop {
             let record = self.next(follower);
-            if key(&record) == txid && record.value.is_some() {
+            if record.key.as_deref() == Some(txid.to_string().as_bytes()) && record.value.is_some() {
                 return record.offset;
             }
         }
@@ -346,6 +350,31 @@ fn ordered_keys_run_one_after_the_other_also_with_a_new_owner() {
     world.vote_yes("hospital", txids[2]);
     world.until_decided(&mut decisions, txids[2]);
     world.end(second);
+}
+
+/// What no coordinator writes stands under no transaction's key, and over a decision. In front of it a shard stops.
+#[test]
+fn a_record_that_is_no_decision_is_passed_as_the_configuration_says() {
+    let world = World::new(&["hospital"]);
+    let mut decisions = world.follow(&Topic::Decisions);
+    let coordinator = world.coordinator(without_clean_up());
+    let (first, _) = world.commit(&mut decisions, &["hospital"]);
+    world.end(coordinator);
+    let strange = |key: &str| world.append_value(&Topic::Decisions, key, "decision", b"{");
+    let offsets = [strange("nobody"), strange(&first.to_string())];
+    let because = "somebody tried a producer there, ticket 4711";
+    let pass = offsets.map(|offset| PassedDecision { shard: SHARD.0, offset, because: because.to_string() });
+    let settings = || CoordinatorSettings { pass: pass.to_vec(), ..without_clean_up() };
+
+    let coordinator = world.coordinator(settings());
+    world.commit(&mut decisions, &["hospital"]);
+    world.end(coordinator);
+    // This owner begins behind both, and looks for the decision of one who asks.
+    let coordinator = world.coordinator(settings());
+    world.commit(&mut decisions, &["hospital"]);
+    world.vote("hospital", first, hash(first.offset), true);
+    world.until_decided(&mut decisions, first);
+    world.end(coordinator);
 }
 
 #[test]

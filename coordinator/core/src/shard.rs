@@ -110,7 +110,9 @@ pub enum Stop {
         v: u64,
     },
     /// A decision that cannot be read or does not belong here.
-    #[error("decisions offset {offset}: {reason}; no coordinator writes that, so somebody else has the right to write")]
+    #[error(
+        "decisions offset {offset}: {reason}; no coordinator writes that, so somebody else has the right to write: find out who; to pass it name it under coordinator.pass in the configuration of every coordinator (docs/operations.md)"
+    )]
     BadDecision {
         /// Where.
         offset: u64,

@@ -123,7 +123,7 @@ pub enum Wrong {
     AboutAnother,
     /// A decision of what nobody asked for.
     NobodyAsked,
-    /// A record of the decision log is no decision: participants stop in front of it.
+    /// A record of the decision log is no decision: coordinators and participants stop in front of it.
     Unreadable,
     /// The decision is abort, and it is committed here.
     CommittedAgainstAbort,
@@ -216,7 +216,9 @@ impl fmt::Display for Wrong {
             Self::ToldOtherwise => "its outcome says another thing than its decision",
             Self::AboutAnother => "its decision has another hash than its request",
             Self::NobodyAsked => "it is decided, and there is no such request",
-            Self::Unreadable => "it is no decision, and participants stop in front of it",
+            Self::Unreadable => {
+                "it is no decision; coordinators and participants stop in front of it until a person lets them pass"
+            }
             Self::CommittedAgainstAbort => "its decision is abort, and it is committed here",
             Self::CommittedUndecided => "it is not decided, and it is committed here",
             Self::AbortedUndecided => "it is not decided, and it is aborted here",
