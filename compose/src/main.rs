@@ -4,6 +4,7 @@ mod audit;
 mod bench;
 mod demo;
 mod doctor;
+mod forgotten;
 mod ingest;
 mod joining;
 mod logging;

@@ -14,14 +14,14 @@ use suture_contract::messages::{Incident, IncidentKind, Settled, Verdict};
 use suture_contract::topic_map::Topic;
 use suture_participants::books::Books;
 use suture_participants::envelope::{Read, read_decision};
-use suture_participants::incidents::{self, Listed, Place, Said};
+use suture_participants::incidents::{self, Listed, Place, Refused, Said};
 use suture_participants::opened::OpenedResource;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::logs::Logs;
 use crate::settings::Settings;
-use crate::{ConfigArg, joining, logging, out, services, user};
+use crate::{ConfigArg, forgotten, joining, logging, out, services, user};
 
 /// Arguments of `suture participant`.
 #[derive(clap::Args)]
@@ -48,7 +48,8 @@ enum ParticipantCommand {
     Check(joining::CheckArgs),
     /// List what a person must know or settle: lost commits, records that stopped a shard, branches finished by hand.
     Lost(LostArgs),
-    /// Say what became of a branch whose decision could not be obeyed. Its shard goes on then.
+    /// Say what became of a branch whose decision could not be obeyed. Its shard goes on then. Or of a commit whose ledger row
+    /// somebody has deleted (`suture audit` finds it).
     ///
     /// Say `committed` after you have made its effect by hand (all others have it), `abandoned` if it is not there and will not be,
     /// or if it was there and you have undone it by hand. This changes the ledger's row and no business row, and it is recorded
@@ -271,9 +272,21 @@ fn resolve(settings: &Settings, name: &str, args: &ResolveArgs) -> anyhow::Resul
         HowLeft::Abandoned => Settled::Abandoned,
     };
     let said = said(&args.said)?;
-    on_database(settings, name, async |resource| Ok(incidents::resolve(resource, args.txid, settled, said).await?))?;
+    let resolved = on_database(settings, name, async |resource| {
+        Ok(incidents::resolve(resource, args.txid, settled, said.clone()).await)
+    })?;
+    let and_so = match resolved {
+        Err(Refused::NothingThere(_)) => {
+            let forgotten = forgotten::look(settings, name, args.txid)?;
+            on_database(settings, name, async |resource| {
+                Ok(incidents::resolve_forgotten(resource, &forgotten, settled, said).await?)
+            })?;
+            WAS_GONE
+        }
+        resolved => resolved.map(|()| GOES_ON)?,
+    };
     let (txid, how) = (args.txid, settled.as_str());
-    out::line(format_args!("{txid} is {how} at {name} by your word; {GOES_ON}"))?;
+    out::line(format_args!("{txid} is {how} at {name} by your word; {and_so}"))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -314,6 +327,7 @@ fn skip(settings: &Settings, name: &str, args: &SkipArgs) -> anyhow::Result<Exit
 }
 
 const GOES_ON: &str = "the shard goes on within seconds, or at the service's next start";
+const WAS_GONE: &str = "its row was gone, and no shard had stopped for that";
 
 fn said(args: &SaidArgs) -> anyhow::Result<Said> {
     let who = match &args.who {

@@ -5,6 +5,7 @@
 //! positions, marks       how far it has worked off its logs; below what its finished rows are purged
 //! listed                 branches in the database's own list: ours by name, all others as a number
 //! rows, page, in_doubt   the ledger
+//! incidents              what a person must know, or has settled
 //! ```
 //!
 //! Nothing is created or changed: the session is read-only where the database can say so (PostgreSQL, MariaDB and MySQL), the
@@ -15,7 +16,7 @@
 //! a position before the rows that it vouches for, the list before the rows (a branch that is being committed is in one of
 //! them), the marks after the rows.
 //!
-//! Left out: business tables; the audit table.
+//! Left out: business tables.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,9 +25,11 @@ use suture_contract::ids::{LogLetters, RequestHash, Shard, Txid};
 use suture_participants_core::branch::State;
 use suture_participants_core::gid::{Gid, Owner};
 use suture_participants_core::operations::{Mode, Step};
+use time::OffsetDateTime;
 
 use crate::config::{Database, ParticipantConfig};
-use crate::ledger::{LEDGER_ID, OPERATIONS_IN_DOUBT, check_marks};
+use crate::incidents::{self, Listed as Incident};
+use crate::ledger::{LEDGER_ID, OPERATIONS_IN_DOUBT, RESTORING, check_marks};
 use crate::resource::{OpenError, Opening, Position, Unavailable};
 use crate::tables::READ_MARKS;
 use crate::trouble::within;
@@ -145,6 +148,26 @@ impl Books {
             Some(Mark { letters: parsed(row, 0)?, shard: Shard(parsed(row, 1)?), next_offset: parsed(row, 2)? })
         })
         .await
+    }
+
+    /// Whether the database is being brought back after a restore, or that was cut off.
+    pub async fn is_restoring(&mut self) -> Result<bool, Unavailable> {
+        let marks = self.asked.ask("reading the ledger's marks", READ_MARKS).await?;
+        Ok(facts_of(marks).contains_key(RESTORING))
+    }
+
+    /// All incidents, the oldest first, each with what settled it.
+    pub async fn incidents(&mut self) -> Result<Vec<Incident>, Unavailable> {
+        let sql =
+            format!("select entry, record, {} from suture_audit order by changed_at, entry", self.asked.dialect().age);
+        let now = OffsetDateTime::now_utc();
+        let noted = self.read("reading what was noted", &sql, |row| {
+            let since = now - time::Duration::seconds(parsed(row, 2)?);
+            Some((text(row, 0)?.to_string(), text(row, 1)?.to_string(), since))
+        });
+        let mut listed = incidents::listed(noted.await?)?;
+        incidents::compare(&mut listed, &self.positions().await?);
+        Ok(listed)
     }
 
     /// The rows of these transactions, as far as there are any, in no order.

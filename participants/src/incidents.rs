@@ -15,6 +15,8 @@
 //!   same local transaction. **Only the service tells the outcomes topic**, from the rows, at least once: so no command needs
 //!   rights there, and no crash loses a word.
 //! - A record that decides about a branch of ours is never passed: it is resolved.
+//! - What a shard is past waits for nobody, whatever was noted of it: a later version has read it, or the branch was brought back.
+//! - `resolved:<txid>` without an incident: a row was gone that nobody missed ([`crate::forgotten`]).
 //!
 //! Left out: to pass more than one record at once.
 
@@ -30,8 +32,9 @@ use suture_participants_core::branch::Event;
 use suture_participants_core::settle::{Unsettled, Word};
 use time::OffsetDateTime;
 
+use crate::forgotten::Forgotten;
 use crate::points::{Act, around};
-use crate::resource::{Entry, Noted, Resolution, Resource, Unavailable, Which};
+use crate::resource::{Entry, Noted, Position, Resolution, Resource, Unavailable, Which};
 
 /// A record's place in one incarnation of its topic.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -172,22 +175,52 @@ pub struct Listed {
     pub since: OffsetDateTime,
     /// How it was settled, and when.
     pub settled: Option<(Incident, OffsetDateTime)>,
+    /// The shard has left it behind.
+    pub is_past: bool,
 }
 
 impl Listed {
     /// Whether a shard waits for a person.
     pub fn is_open(&self) -> bool {
-        self.settled.is_none() && settlement_of(&self.entry).is_some()
+        self.settled.is_none() && !self.is_past && settlement_of(&self.entry).is_some()
+    }
+
+    /// Whether the positions say that its shard has left it behind. The entry of a branch does not tell which incarnation of the
+    /// topic it met its decision in.
+    fn lies_below(&self, positions: &[Position]) -> bool {
+        let Some(Origin { topic, partition, offset }) = &self.incident.origin else { return false };
+        let place: Option<Place> = self.entry.split_once(':').and_then(|(_, about)| about.parse().ok());
+        let mut of_shard = positions
+            .iter()
+            .filter(|position| position.topic == *topic && position.shard.partition() == *partition)
+            .filter(|position| place.as_ref().is_none_or(|place| place.letters == position.letters))
+            .peekable();
+        of_shard.peek().is_some() && of_shard.all(|position| position.next_offset.cast_signed() > *offset)
     }
 }
 
 /// All incidents, the oldest first, each with what settled it.
 pub async fn list<R: Resource>(resource: &R) -> Result<Vec<Listed>, Unavailable> {
     let noted = resource.noted(Which::All).await?;
+    let mut listed = listed(noted.into_iter().map(|Noted { entry, since, .. }| (entry.entry, entry.record, since)))?;
+    let topic = |listed: &Listed| listed.incident.origin.as_ref().map(|origin| origin.topic.clone());
+    let topics: BTreeSet<String> = listed.iter().filter_map(topic).collect();
+    let mut positions = Vec::new();
+    for topic in topics {
+        positions.extend(resource.load_positions(topic).await?);
+    }
+    compare(&mut listed, &positions);
+    Ok(listed)
+}
+
+/// The same, of entries in the order in which they were noted: name, record, and since when. Not compared with positions yet.
+pub(crate) fn listed(
+    noted: impl IntoIterator<Item = (String, String, OffsetDateTime)>,
+) -> Result<Vec<Listed>, Unavailable> {
     let unreadable = || Unavailable::new("reading what was noted", "an incident cannot be read");
     let mut settlements = BTreeMap::new();
     let mut listed = Vec::new();
-    for Noted { entry: Entry { entry, record, .. }, since, .. } in noted {
+    for (entry, record, since) in noted {
         let incident: Incident = decode(record.as_bytes()).map_err(|_| unreadable())?;
         match incident.what {
             IncidentKind::Resolved | IncidentKind::Skipped => drop(settlements.insert(entry, (incident, since))),
@@ -195,13 +228,31 @@ pub async fn list<R: Resource>(resource: &R) -> Result<Vec<Listed>, Unavailable>
             | IncidentKind::Contradiction
             | IncidentKind::OtherHash
             | IncidentKind::Unreadable
-            | IncidentKind::FinishedByHand => listed.push(Listed { entry, incident, since, settled: None }),
+            | IncidentKind::FinishedByHand => {
+                listed.push(Listed { entry, incident, since, settled: None, is_past: false });
+            }
         }
     }
+    let mut used = BTreeSet::new();
     for listed in &mut listed {
-        listed.settled = settlement_of(&listed.entry).and_then(|name| settlements.get(&name).cloned());
+        let Some(name) = settlement_of(&listed.entry) else { continue };
+        listed.settled = settlements.get(&name).cloned();
+        used.insert(name);
     }
+    let alone = settlements.into_iter().filter(|(name, _)| !used.contains(name));
+    listed.extend(alone.map(|(entry, (incident, since))| {
+        let settled = Some((incident.clone(), since));
+        Listed { entry, incident, since, settled, is_past: true }
+    }));
+    listed.sort_by_key(|listed| listed.since);
     Ok(listed)
+}
+
+/// Marks those that their shards have left behind.
+pub(crate) fn compare(listed: &mut [Listed], positions: &[Position]) {
+    for listed in listed {
+        listed.is_past |= listed.lies_below(positions);
+    }
 }
 
 // ---- what he says ----------------------------------------------------------------------------------------------------
@@ -263,17 +314,43 @@ pub enum Refused {
 /// Records what a person has made of a lost branch, or of one that contradicts its decision. The shard goes on by itself.
 pub async fn resolve<R: Resource>(resource: &R, txid: Txid, settled: Settled, said: Said) -> Result<(), Refused> {
     let listed = list(resource).await?;
-    let is_it = |listed: &&Listed| listed.incident.txid == Some(txid) && decided(&listed.incident).is_some();
+    let is_it = |listed: &&Listed| {
+        let Incident { txid: about, what, .. } = listed.incident;
+        about == Some(txid) && (decided(&listed.incident).is_some() || what == IncidentKind::Resolved)
+    };
     let found = listed.into_iter().rfind(|listed| is_it(&listed));
     let nothing = || Refused::NothingThere(txid.to_string());
     let Listed { entry, incident, settled: before, .. } = found.ok_or_else(nothing)?;
     refuse_repeat(txid.to_string(), before)?;
+    take_word(resource, txid, &entry, incident, settled, said).await
+}
+
+/// Records what a person has made of a commit whose row is gone. Nobody has noted that: [`resolve`] says that nothing is there.
+pub async fn resolve_forgotten<R: Resource>(
+    resource: &R,
+    forgotten: &Forgotten,
+    settled: Settled,
+    said: Said,
+) -> Result<(), Refused> {
+    let (participant, decision, place) = forgotten.known();
+    let incident = Incident { origin: Some(place.origin()), ..about_decision(participant, decision) };
+    let entry = entry_at(place, incident.clone()).entry;
+    take_word(resource, decision.txid, &entry, incident, settled, said).await
+}
+
+async fn take_word<R: Resource>(
+    resource: &R,
+    txid: Txid,
+    entry: &str,
+    incident: Incident,
+    settled: Settled,
+    Said { who, because }: Said,
+) -> Result<(), Refused> {
     let (Some(name), Some((decision, outcome)), Some(business_key), Some(attempt), Some(hash)) =
-        (settlement_of(&entry), decided(&incident), incident.business_key.clone(), incident.attempt, incident.hash)
+        (settlement_of(entry), decided(&incident), incident.business_key.clone(), incident.attempt, incident.hash)
     else {
-        return Err(nothing());
+        return Err(Refused::NothingThere(txid.to_string()));
     };
-    let Said { who, because } = said;
     let resolved = Incident {
         what: IncidentKind::Resolved,
         outcome: Some(outcome),
@@ -320,7 +397,7 @@ pub async fn skip<R: Resource>(
         return Err(Refused::IsDecision { place: place.to_string(), txid });
     }
     let positions = resource.load_positions(place.topic.clone()).await?;
-    let is_past = |position: &crate::resource::Position| {
+    let is_past = |position: &Position| {
         position.letters == place.letters && position.shard == place.shard && position.next_offset > place.offset
     };
     if positions.iter().any(is_past) {

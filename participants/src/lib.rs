@@ -7,7 +7,8 @@
 //! - `upkeep`: what is done now and then, with `seek`, which looks into the logs for it;
 //! - `restore`: a database that went back is brought back;
 //! - [`envelope`]: what is trusted about a record before anything acts on it;
-//! - [`incidents`]: what a person must know, and how he settles it; `alarms`: the service's side of it;
+//! - [`incidents`]: what a person must know, and how he settles it; `alarms`: the service's side of it; [`forgotten`]: a row that
+//!   somebody has deleted;
 //! - [`config`]: a participant's TOML file;
 //! - [`resource`]: what a database must be able to do, and what the loop may rely on;
 //! - `reserve`, `xa`: how a branch goes through each mode, whatever the database; `server`: both, behind a server;
@@ -38,6 +39,7 @@ mod upkeep;
 pub mod envelope;
 
 mod alarms;
+pub mod forgotten;
 pub mod incidents;
 
 pub mod config;

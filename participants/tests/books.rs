@@ -6,14 +6,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::server::shared;
-use common::{abort, commit, deployment, prepare, prepare_one, txid, yes};
+use common::settling::{met, say};
+use common::{abort, commit, decision, deployment, prepare, prepare_one, txid, yes};
 use mysql_async::prelude::Queryable;
 use suture_contract::ids::{LogLetters, Shard};
-use suture_contract::messages::Prepare;
+use suture_contract::messages::{IncidentKind, Prepare, Settled, Verdict};
 use suture_participants::books::{Books, ListedBranch, Mark};
 use suture_participants::config::ParticipantConfig;
+use suture_participants::forgotten::{Forgotten, Remembered};
+use suture_participants::incidents::{self, Place, Refused, Said, resolve_forgotten};
 use suture_participants::opened::OpenedResource;
-use suture_participants::resource::{OpenError, Opening, Position, Resource};
+use suture_participants::resource::{Effect, OpenError, Opening, Position, Resource};
 use suture_participants_core::branch::State;
 use suture_participants_core::gid::Gid;
 
@@ -244,6 +247,59 @@ async fn books_are_read(db: &Db) {
         abort(&bank, &put(3)).await.unwrap();
         assert!(books.listed().await.unwrap().ours.is_empty());
     }
+    what_is_past_waits_for_nobody(&bank, &mut books).await;
+    a_row_that_is_gone_is_written_by_a_persons_word(db, &bank, &mut books).await;
     drop((bank, books));
     db.drop_database().await;
+}
+
+async fn what_is_past_waits_for_nobody(bank: &OpenedResource, books: &mut Books) {
+    bank.note(vec![met(IncidentKind::Lost, &put(7), Verdict::Commit)]).await.unwrap();
+    for (next_offset, is_open) in [(77, true), (78, false)] {
+        let (topic, letters) = ("suture.decisions".to_string(), "abcde".parse().unwrap());
+        bank.store_positions(vec![Position { topic, letters, shard: Shard(3), next_offset }], vec![]).await.unwrap();
+        let [listed] = &incidents::list(bank).await.unwrap()[..] else { panic!("one") };
+        let [read] = &books.incidents().await.unwrap()[..] else { panic!("one") };
+        assert_eq!((listed.is_open(), read.is_open()), (is_open, is_open), "{next_offset}");
+        assert_eq!((&listed.entry, &listed.incident), (&read.entry, &read.incident));
+        assert!((listed.since - read.since).abs() < time::Duration::minutes(10));
+    }
+}
+
+async fn a_row_that_is_gone_is_written_by_a_persons_word(db: &Db, bank: &OpenedResource, books: &mut Books) {
+    let participant = "bank".parse().unwrap();
+    let (committed, aborted) = (decision(&put(1), Verdict::Commit), decision(&put(2), Verdict::Abort));
+    let place = |offset| {
+        let (topic, letters) = ("t.decisions".to_string(), "k3f9q".parse().unwrap());
+        Place { topic, letters, shard: Shard(3), offset }
+    };
+    let mut remembered = async |decision, offset| {
+        Forgotten::look(books, &participant, decision, &place(offset)).await.unwrap().map(drop)
+    };
+    assert_eq!(remembered(&committed, 16).await, Err(Remembered::Row(State::Committed)));
+    db.execute("delete from suture_ledger where txid = 'k3f9q-3-1'").await;
+    assert_eq!(remembered(&aborted, 16).await, Err(Remembered::Abort));
+    assert_eq!(remembered(&committed, 17).await, Err(Remembered::NotMet(place(17))), "the position is there");
+    db.execute("update suture_marks set next_offset = 2").await;
+    assert_eq!(remembered(&committed, 16).await, Err(Remembered::Purged));
+    db.execute("update suture_marks set next_offset = 1").await;
+    db.execute("insert into suture_meta values ('restoring', 'by hand')").await;
+    assert_eq!(remembered(&committed, 16).await, Err(Remembered::Restoring));
+    db.execute("delete from suture_meta where name = 'restoring'").await;
+
+    let nothing = say(bank, &put(1), Settled::Committed).await;
+    assert!(matches!(nothing, Err(Refused::NothingThere(_))), "{nothing:?}");
+    let forgotten = Forgotten::look(books, &participant, &committed, &place(16)).await.unwrap().unwrap();
+    let said = Said::new("maria", "its effect is there").unwrap();
+    assert_eq!(resolve_forgotten(bank, &forgotten, Settled::Committed, said).await, Ok(()));
+    assert_eq!(bank.states(vec![txid(1)]).await.unwrap()[&txid(1)], State::Committed);
+    assert_eq!(commit(bank, &put(1)).await, Ok(Effect::Repeated));
+    let listed = incidents::list(bank).await.unwrap();
+    let listed = listed.iter().find(|listed| listed.incident.txid == Some(txid(1))).unwrap();
+    assert_eq!((listed.entry.as_str(), listed.is_open()), ("resolved:k3f9q-3-1", false));
+    let (settled, _) = listed.settled.as_ref().unwrap();
+    assert_eq!((settled.what, settled.settled), (IncidentKind::Resolved, Some(Settled::Committed)));
+    assert_eq!(settled.origin.as_ref().unwrap().to_string(), "t.decisions/3/16");
+    let again = say(bank, &put(1), Settled::Abandoned).await;
+    assert!(matches!(again, Err(Refused::Already { ref who, .. }) if who == "maria"), "{again:?}");
 }

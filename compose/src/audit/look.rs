@@ -1,15 +1,19 @@
-//! One look at a shard: positions, logs, lists, rows, marks, in this order.
+//! One look at a shard: who went back, positions, logs, lists, rows, marks, in this order.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use anyhow::Context;
 use suture_contract::ids::{LogLetters, Participant, Shard, Txid};
-use suture_contract::topic_map::Topic;
+use suture_contract::topic_map::{Topic, participant_group};
 use suture_coordinator_core::audit::{About, Finding, Judged, Newer, Range, Row, ShardBooks, Trail, Wrong, judge};
 use suture_coordinator_core::records::Place;
 use suture_coordinator_core::shard::Raw;
 use suture_participants::books::BookRow;
+use suture_participants::resource::Position;
 use suture_participants_core::branch::State;
 use suture_participants_core::gid::Gid;
+use suture_participants_core::restore::went_back;
+use suture_topics::acks::GroupOffsets;
 use suture_topics::record::Record;
 
 use super::{All, unreadable};
@@ -30,6 +34,7 @@ pub struct Wanted {
 pub struct Look {
     pub logs: Logs,
     pub all: All,
+    offsets: GroupOffsets,
     /// Of the decision log: a position names them.
     decisions: LogLetters,
 }
@@ -47,6 +52,8 @@ pub struct Seen {
     pub gids: BTreeMap<(Txid, Participant), Gid>,
     /// Branches of others in each participant's list.
     pub foreign: BTreeMap<Participant, u64>,
+    /// Whose databases went back, and are not brought back yet.
+    pub went_back: BTreeSet<Participant>,
 }
 
 /// The requests of a shard, as runs of offsets.
@@ -74,12 +81,17 @@ impl Look {
     /// Asks for the letters.
     pub fn open(logs: Logs, all: All) -> anyhow::Result<Self> {
         let decisions = tokio::task::block_in_place(|| logs.letters(&Topic::Decisions))?;
-        Ok(Self { logs, all, decisions })
+        let offsets = GroupOffsets::new(&logs.kafka);
+        Ok(Self { logs, all, offsets, decisions })
     }
 
     /// One look.
     pub async fn at(&mut self, shard: Shard, wanted: &Wanted) -> anyhow::Result<Seen> {
+        let went_back = self.went_back().await?;
         let mut books = self.positions(shard).await?;
+        for name in &went_back {
+            books.entry(name.clone()).or_default().went_back = true;
+        }
         let (trail, ends) = tokio::task::block_in_place(|| self.read_logs(shard, wanted))?;
         let mut seen = Seen {
             judged: Judged::default(),
@@ -88,6 +100,7 @@ impl Look {
             unseen: trail.roster().iter().filter(|name| !self.all.contains_key(*name)).cloned().collect(),
             gids: BTreeMap::new(),
             foreign: BTreeMap::new(),
+            went_back,
         };
         for (name, audited) in &mut self.all {
             let Some(book) = books.get_mut(name) else { continue };
@@ -131,6 +144,40 @@ impl Look {
             }));
         }
         Ok(found)
+    }
+
+    /// As the participants notice it themselves at their start. The groups are asked first: a position is stored before it is
+    /// committed.
+    async fn went_back(&mut self) -> anyhow::Result<BTreeSet<Participant>> {
+        let mut back = BTreeSet::new();
+        for (name, audited) in &mut self.all {
+            let group = participant_group(&self.logs.kafka.prefix, name);
+            let mut acknowledged = Vec::new();
+            for topic in [Topic::Prepare(name.clone()), Topic::Decisions] {
+                let full_name = self.logs.name(&topic);
+                let partitions: Vec<(&str, i32)> =
+                    self.logs.shards().map(|shard| (full_name.as_str(), shard.partition())).collect();
+                let committed = tokio::task::block_in_place(|| self.offsets.committed(&group, &partitions))
+                    .with_context(|| format!("what {name} has acknowledged; grant DESCRIBE on the group {group}"))?;
+                if committed.iter().any(Option::is_some) {
+                    let letters = tokio::task::block_in_place(|| self.logs.letters(&topic))?;
+                    let committed = self.logs.shards().zip(committed);
+                    acknowledged
+                        .extend(committed.map(|(shard, committed)| (full_name.clone(), letters, shard, committed)));
+                }
+            }
+            let positions = audited.books.positions().await.map_err(|error| unreadable(audited, error))?;
+            let is_back = acknowledged.iter().any(|(topic, letters, shard, committed)| {
+                let Some(committed) = committed else { return false };
+                let is_own = |own: &&Position| (&own.topic, &own.letters, &own.shard) == (topic, letters, shard);
+                let own = positions.iter().find(is_own).map(|own| own.next_offset);
+                went_back(audited.books.ledger_id(), own, committed.offset, &committed.metadata)
+            });
+            if is_back || audited.books.is_restoring().await.map_err(|error| unreadable(audited, error))? {
+                back.insert(name.clone());
+            }
+        }
+        Ok(back)
     }
 
     async fn positions(&mut self, shard: Shard) -> anyhow::Result<BTreeMap<Participant, ShardBooks>> {

@@ -1,7 +1,8 @@
 //! `suture audit`: compares the logs with every participant's books, shard by shard, and changes nothing.
 //!
 //! ```text
-//!   look.rs     one look at a shard: positions, logs, lists, rows, marks, in this order, to what coordinator/core judges
+//!   look.rs     one look at a shard: who went back, positions, logs, lists, rows, marks, in this order, to what
+//!               coordinator/core judges
 //!   ledgers.rs  what the ledgers hold besides: rows that no log accounts for
 //!   report.rs   counts, findings with what to do about them, as text or as JSON
 //! ```

@@ -31,6 +31,7 @@ pub struct Report {
     waits: BTreeMap<(Txid, Option<Participant>), Wait>,
     pub findings: BTreeSet<Finding>,
     unseen: BTreeSet<Participant>,
+    went_back: BTreeSet<Participant>,
     gids: BTreeMap<(Txid, Participant), Gid>,
     ledgers: BTreeMap<Participant, Ledger>,
 }
@@ -73,6 +74,8 @@ struct Json<'a> {
     findings: Vec<JsonFinding<'a>>,
     ledgers: &'a BTreeMap<Participant, Ledger>,
     without_books: &'a BTreeSet<Participant>,
+    /// Whose databases went back, and are not brought back yet.
+    went_back: &'a BTreeSet<Participant>,
 }
 
 #[derive(Serialize)]
@@ -109,6 +112,7 @@ impl Report {
             waits: BTreeMap::new(),
             findings: BTreeSet::new(),
             unseen: BTreeSet::new(),
+            went_back: BTreeSet::new(),
             gids: BTreeMap::new(),
             ledgers: BTreeMap::new(),
         }
@@ -149,6 +153,7 @@ impl Report {
             self.waits.insert((wait.txid, wait.participant.clone()), wait.clone());
         }
         self.unseen.extend(seen.unseen.iter().cloned());
+        self.went_back.extend(seen.went_back.iter().cloned());
         self.gids.extend(seen.gids.iter().map(|(about, gid)| (about.clone(), gid.clone())));
         for (name, foreign) in &seen.foreign {
             self.ledgers.entry(name.clone()).or_default().foreign_branches = *foreign;
@@ -176,7 +181,7 @@ impl Report {
 
     /// Nothing that must not be.
     pub fn is_clean(&self) -> bool {
-        self.findings.is_empty() && self.overdue().count() == 0
+        self.findings.is_empty() && self.overdue().count() == 0 && self.went_back.is_empty()
     }
 
     /// Whether there was nothing to look at.
@@ -211,6 +216,12 @@ impl Report {
 
     /// For people.
     pub fn print(&self) -> Result<(), out::Unwritable> {
+        for name in &self.went_back {
+            out::line(format_args!(
+                "{name}'s database went back (a backup was put back, or a standby that lacks something took over): start its \
+                 participant, or leave it running; it brings back what is missing, which is counted as not applied or in doubt here"
+            ))?;
+        }
         let since = self.since_ms.map(|ms| format!("asked for since {}", time_of(ms))).unwrap_or_default();
         out::line(format_args!("{:<24}{:>9}  {since}", "transactions", self.total()))?;
         let standings = [
@@ -333,6 +344,7 @@ impl Report {
             findings: findings.collect(),
             ledgers: &self.ledgers,
             without_books: &self.unseen,
+            went_back: &self.went_back,
         };
         out::line(serde_json::to_string(&json)?)?;
         Ok(())
@@ -352,9 +364,16 @@ impl Report {
             }
             Kind::Lost => {
                 let name = finding.participant.as_ref().map_or("NAME", Participant::as_str);
-                format!(
-                    "{show} says what all others have: make the effect by hand, see `suture participant {name} lost`"
-                )
+                match finding.wrong {
+                    Wrong::Gone => format!(
+                        "wait for its decision: if that is commit, the shard stops there, and `suture participant {name} lost` \
+                         lists it"
+                    ),
+                    _ => format!(
+                        "look first whether its effect is there; {show} says what all others have; if it is not there, make it by \
+                         hand; then `suture participant {name} resolve {txid} --as committed --because TEXT`"
+                    ),
+                }
             }
             Kind::Orphan => match (finding.wrong, self.finish(finding, txid)) {
                 (Wrong::LeftOver, _) => format!("finish the branch as {show} says"),

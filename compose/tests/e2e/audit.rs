@@ -155,8 +155,40 @@ fn an_audit_finds_what_was_done_by_hand() {
     let [deleted, contradicted] = victims.as_slice() else { panic!("two others are committed") };
     let delete = format!("delete from suture_ledger where txid = '{}'", deleted.txid);
     rows::execute_on_mariadb(world.mariadb("insurer"), &delete);
-    expected.insert(found("lost", "lost", &deleted.txid, "insurer"));
-    assert_eq!(findings(&audit(&world, &[], 1)), expected);
+    let gone = found("lost", "lost", &deleted.txid, "insurer");
+    expected.insert(gone.clone());
+    let audited = audit(&world, &[], 1);
+    assert_eq!(findings(&audited), expected);
+    let remedy =
+        audited["findings"].as_array().expect("findings").iter().find(|one| one["about"] == deleted.txid.as_str());
+    let remedy = remedy.expect("it is among them")["remedy"].as_str().expect("a remedy");
+    let resolve = format!("suture participant insurer resolve {} --as committed --because TEXT", deleted.txid);
+    assert!(remedy.starts_with("look first whether its effect is there") && remedy.contains(&resolve), "{remedy}");
+    // Nobody has stopped for it; a person's word writes the row again.
+    let says = |txid: &str| {
+        let words = ["participant", "insurer", "resolve", txid, "--as", "committed", "--because", "its claim is there"];
+        world.suture(&words)
+    };
+    let said = String::from_utf8(says(&deleted.txid).stdout).unwrap();
+    assert!(said.contains("its row was gone, and no shard had stopped for that"), "{said}");
+    assert_eq!(world.rows().of("insurer").state(&deleted.txid), Some("committed"));
+    world.wait_for_logs("it is told", |logs| {
+        let mut told = logs.topic("outcomes").iter();
+        told.any(|entry| entry.text("what") == "resolved" && entry.text("txid") == deleted.txid)
+    });
+    expected.remove(&gone);
+    let audited = audit(&world, &[], 1);
+    assert_eq!((findings(&audited), &audited["settled"]), (expected.clone(), &1.into()));
+    for (txid, why) in [
+        (deleted.txid.clone(), "has said so already (its claim is there)"),
+        (contradicted.txid.clone(), "no shard of insurer stopped for that, and its row is there (committed)"),
+        (format!("{letters}-0-1000000"), "and the decision log has no decision of it"),
+        ("aaaaa-0-1".to_string(), "the requests topic that is there begin with"),
+    ] {
+        let refused = says(&txid);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && said.contains(why), "{txid}: {said}");
+    }
 
     // A decision against the one that was carried out.
     for process in crew.all() {
@@ -175,7 +207,7 @@ fn an_audit_finds_what_was_done_by_hand() {
     let printed = String::from_utf8_lossy(&printed.stdout).to_string();
     for line in [
         format!(
-            "LOST: {in_doubt} at hospital: its decision is commit, and nothing of it is here; `suture tx show {in_doubt}`"
+            "LOST: {in_doubt} at hospital: its decision is commit, and the ledger has no row of that; look first whether its effect is there;"
         ),
         format!("contradiction: {}: the decision log holds decisions of it that are not equal; ", contradicted.txid),
     ] {

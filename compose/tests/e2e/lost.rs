@@ -182,7 +182,11 @@ fn nothing_else_may_be_said(world: &World, lost: &Story, decisions: &str) {
     let (shard, offset) = (decision.partition.to_string(), decision.offset.to_string());
     let elsewhere = world.topic("votes.hospital");
     for (participant, words, why) in [
-        ("insurer", vec!["resolve", &lost.txid, "--as", "committed"], "no shard of this participant stopped for that"),
+        (
+            "insurer",
+            vec!["resolve", &lost.txid, "--as", "committed"],
+            "no shard of insurer stopped for that, and its row is there",
+        ),
         ("hospital", vec!["skip", "--topic", decisions, "--shard", &shard, "--offset", &offset], "is the decision of"),
         (
             "hospital",

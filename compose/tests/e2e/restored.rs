@@ -16,10 +16,11 @@ use std::process::Command;
 
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Opts};
+use serde_json::Value;
 use tokio::runtime::Runtime;
 
 use crate::cluster;
-use crate::feed::{Place, Sample};
+use crate::feed::{Place, Sample, samples};
 use crate::operator::no_group_lags;
 use crate::rows::{self, execute_on_mariadb, query_on_mariadb};
 use crate::world::{Crew, Options, PARTICIPANTS, World};
@@ -102,6 +103,49 @@ fn restored_databases_come_to_the_same() {
     no_group_lags(&world);
     crew.terminate();
     tables.drop_copy();
+}
+
+#[test]
+fn an_audit_sends_whoever_has_put_a_backup_back_to_the_participant() {
+    let samples = samples();
+    let world = World::start(&Options::default());
+    let (mut crew, mut feed) = (world.crew(), world.feed());
+    let fed = feed.feed(&samples[..30]);
+    world.wait_for_the_end(&fed);
+    let copy = copy_of_file(&world, &mut crew);
+    let fed = feed.feed(&samples[30..60]);
+    world.wait_for_the_end(&fed);
+    let created = name_of(&world, "surgeon-log");
+    assert_eq!(audit(&world, 0)["went_back"], serde_json::json!([]));
+    assert!(crew.surgeon_log.terminate().success());
+    copy_sqlite(&copy, world.sqlite("surgeon-log"));
+
+    let audited = audit(&world, 1);
+    assert_eq!(audited["went_back"], serde_json::json!(["surgeon-log"]));
+    assert_eq!(audited["findings"], serde_json::json!([]), "its start brings that back");
+    let waits = audited["waits"].as_array().expect("a list");
+    assert!(!waits.is_empty());
+    for wait in waits {
+        assert_eq!((&wait["participant"], &wait["waits"]), (&"surgeon-log".into(), &"not_applied".into()));
+    }
+    let printed = String::from_utf8(world.suture(&["audit"]).stdout).unwrap();
+    assert!(printed.starts_with("surgeon-log's database went back ("), "{printed}");
+    assert!(!printed.contains("by hand"), "{printed}");
+
+    crew.surgeon_log.start_again();
+    world.wait_until("all is acknowledged under the new name", || {
+        world.applied_as("surgeon-log").is_some_and(|name| name != created)
+    });
+    let audited = audit(&world, 0);
+    assert_eq!((&audited["not_applied"], &audited["went_back"]), (&0.into(), &serde_json::json!([])));
+    crew.terminate();
+}
+
+fn audit(world: &World, code: i32) -> Value {
+    let output = world.suture(&["audit", "--json"]);
+    let (out, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(code), "{out}{said}");
+    serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}"))
 }
 
 /// Under which all is acknowledged.

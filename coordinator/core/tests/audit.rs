@@ -7,6 +7,7 @@
 //! commit abort other-hash cleaned unreadable    records of the decision log
 //! told-commit told-abort    outcomes; a=resolved skipped: a person's incidents there
 //! a=committed (any row)     a's ledger; a=branch: its list; a=past: its position is past the decision; a=purged
+//! a=back                    a's database went back
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -82,6 +83,15 @@ fn each_transaction_has_one_standing_and_its_findings() {
         ("asked-old commit b=committed", "older", "lost a"),
         ("asked a:yes", "wrong", "gone a"),
         ("asked a:yes a=refused", "wrong", "gone a"),
+        // Restored, and not brought back yet.
+        ("asked BOTH a=back b=committed", "not applied", "a not applied"),
+        ("asked-old commit a=back b=committed", "older", "a not applied"),
+        ("asked a:yes a=back", "in doubt", "a in doubt"),
+        ("asked a:no a=back", "open", "open"),
+        ("asked a:no b:yes abort a=refused b=back", "not applied", "b not applied"),
+        ("asked BOTH a=back a=past b=committed", "wrong", "lost a"),
+        ("asked BOTH a=back a=aborted b=committed", "wrong", "lost a"),
+        ("asked a:yes a=back a=refused", "wrong", "gone a"),
         // Orphans.
         ("a=branch", "", "no_request a"),
         ("a=in_doubt", "", "no_request a"),
@@ -252,6 +262,10 @@ fn judged(case: &str, range: Range) -> (Judged, Trail) {
         let row = match has {
             "past" => {
                 book.past = 100;
+                continue;
+            }
+            "back" => {
+                book.went_back = true;
                 continue;
             }
             "resolved" => continue,

@@ -11,7 +11,8 @@
 //! | refused | fine; **gone** if it said yes itself | **lost** | fine |
 //! | abandoned | settled by a person | settled | settled |
 //!
-//! "Nothing" below the purge's mark is fine, whatever is decided: it is finished. What a person has resolved at a participant is
+//! "Nothing" below the purge's mark is fine, whatever is decided: it is finished. While the database is to be brought back after a
+//! restore, nothing of a commit above its position is not applied, and nothing of what it said yes to is in doubt. What a person has resolved at a participant is
 //! settled there, whatever is here.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -231,9 +232,11 @@ fn at_one(story: &Story, register: &Register, book: &ShardBooks, offset: u64) ->
         (Some(Row::Refused), None) => One::Fine,
 
         (None, _) if offset < book.purged => One::Fine,
+        (None, Some(Verdict::Commit)) if book.went_back && !is_past => One::Waits(Waits::NotApplied),
         (None, Some(Verdict::Commit)) => One::Wrong(Wrong::Lost),
         (None, Some(Verdict::Abort)) if is_past => One::Wrong(Wrong::RowMissing),
         (None, Some(Verdict::Abort)) => One::Waits(Waits::NotApplied),
+        (None, None) if said_yes && book.went_back => One::Waits(Waits::InDoubt),
         (None, None) if said_yes => One::Wrong(Wrong::Gone),
         (None, None) => One::Fine,
     }

@@ -29,8 +29,9 @@
 //! it is judged as far as it goes: a decision without its request still says who must have it; a row below the participant's
 //! purge mark may be gone; a tombstoned decision is forgotten; ledgers alone can still differ.
 //!
-//! **Restored databases.** While a participant that was restored carries out its decisions again, it has lost them; it is
-//! told as such until it is through.
+//! **Restored databases.** A participant whose database went back has neither the commits above its own position nor all that it
+//! was in doubt of; its service brings both back ([`ShardBooks::went_back`]). So they wait and are not lost. What lies below its
+//! own position is not brought back.
 //!
 //! Left out: business rows (only the ledger that changes with them); participants whose books nobody gave, who are judged by nothing.
 
@@ -65,6 +66,8 @@ pub enum Row {
 pub struct ShardBooks {
     /// The decisions' offset below which all is durable here. Read before the logs.
     pub past: u64,
+    /// The database went back, and what it misses is not brought back yet. Read before the position.
+    pub went_back: bool,
     /// The branches in the database's list that carry this participant's name: the request's offset, and the first 16 digits of
     /// the hashes. Read after the logs.
     pub branches: BTreeMap<u64, BTreeSet<String>>,
@@ -138,7 +141,7 @@ pub enum Wrong {
     /// The abort is applied by this participant's own position, and its ledger has no row.
     RowMissing,
 
-    /// The decision is commit, and nothing of it is here.
+    /// The decision is commit, and here is neither a branch nor a row that says so. The effect may be here.
     Lost,
     /// It said yes, nothing is decided, and nothing of it is here any more.
     Gone,
@@ -225,7 +228,7 @@ impl fmt::Display for Wrong {
             Self::LedgersDiffer => "it is committed here, and not at another",
             Self::OtherHash => "what is here has another hash than its request",
             Self::RowMissing => "its abort is applied here, and the ledger has no row of it",
-            Self::Lost => "its decision is commit, and nothing of it is here",
+            Self::Lost => "its decision is commit, and the ledger has no row of that",
             Self::Gone => "it said yes here, nothing is decided, and its branch is gone",
             Self::NoRequest => "there is no such request",
             Self::OtherLog => "it is of another requests topic than there is now",
