@@ -11,10 +11,11 @@ use suture_participants_core::touched::Right;
 
 use crate::books::{Asked, Books, facts_of, facts_text};
 use crate::config::{Database, ParticipantConfig};
+use crate::incidents::Listed;
 use crate::install::{names, needed_rights, tables_of};
 use crate::ledger::{check_mode, check_operations};
 use crate::needs::{self, Need};
-use crate::resource::{OpenError, Opening, Position, Unavailable};
+use crate::resource::{OpenError, Opening, Unavailable};
 use crate::trial::steps;
 
 /// What was seen of a database that answers.
@@ -43,8 +44,8 @@ pub struct Ledger {
     pub in_doubt: Vec<(Txid, Option<Duration>)>,
     /// How many prepared branches are somebody else's.
     pub foreign: u64,
-    /// How far the logs were worked off.
-    pub positions: Vec<Position>,
+    /// What a shard stands still for until a person says what became of it.
+    pub waiting: Vec<Listed>,
 }
 
 /// Looks at a participant's database.
@@ -176,6 +177,6 @@ async fn look_at_ledger(config: &ParticipantConfig, opening: &Opening) -> Result
     check_operations(&opening.operations, books.operations_in_doubt().await?)?;
     let of_list = listed.ours.iter().map(|branch| (branch.gid.txid, branch.age));
     let in_doubt = of_list.chain(rows.iter().map(|row| (row.txid, Some(row.age)))).collect();
-    let (id, positions) = (books.ledger_id().to_string(), books.positions().await?);
-    Ok(Ledger { id, in_doubt, foreign: listed.foreign, positions })
+    let waiting = books.incidents().await?.into_iter().filter(Listed::is_open).collect();
+    Ok(Ledger { id: books.ledger_id().to_string(), in_doubt, foreign: listed.foreign, waiting })
 }

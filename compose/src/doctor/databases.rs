@@ -1,12 +1,15 @@
 //! Every configured database.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use suture_contract::ids::LogLetters;
+use suture_participants::incidents::Listed;
 use suture_participants::inspect::{Inspection, Ledger, inspect};
 use suture_participants::needs::Verdict;
 use suture_participants::resource::{OpenError, Unavailable};
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio::time::timeout;
 
 use super::line::Line;
@@ -225,6 +228,7 @@ fn of_ledger(name: &str, ledger: &Ledger, letters: Option<LogLetters>) -> Vec<Li
             Line::warn(GROUP, subject, said, why, mend.unwrap_or_default())
         }
     });
+    lines.push(incidents(name, &ledger.waiting));
     if let Some(letters) = letters {
         let stranded = ledger.in_doubt.iter().filter(|(txid, _)| txid.log != letters).count();
         if stranded > 0 {
@@ -247,4 +251,24 @@ fn of_ledger(name: &str, ledger: &Ledger, letters: Option<LogLetters>) -> Vec<Li
         ));
     }
     lines
+}
+
+/// What a person must look into: for each a shard stands still.
+fn incidents(name: &str, waiting: &[Listed]) -> Line {
+    let subject = format!("{name} incidents");
+    let Some(oldest) = waiting.iter().map(|listed| listed.since).min() else {
+        return Line::ok(GROUP, subject, "none waits for a person");
+    };
+    let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
+    for listed in waiting {
+        *kinds.entry(listed.incident.what.as_str()).or_default() += 1;
+    }
+    let kinds: Vec<String> = kinds.iter().map(|(kind, count)| format!("{count} {}", kind.replace('_', " "))).collect();
+    let shards: BTreeSet<i32> =
+        waiting.iter().filter_map(|listed| Some(listed.incident.origin.as_ref()?.partition)).collect();
+    let shards: Vec<String> = shards.iter().map(ToString::to_string).collect();
+    let since = oldest.format(&Rfc3339).unwrap_or_default();
+    let said = format!("{} incidents wait for a person: {}, since {since}", waiting.len(), kinds.join(", "));
+    let why = format!("shard {} stands still here: what is decided there is not applied", shards.join(", "));
+    Line::bad(GROUP, subject, said, why, format!("suture participant {name} lost"))
 }

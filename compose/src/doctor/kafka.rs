@@ -1,6 +1,7 @@
 //! Brokers, topics, groups, and the clock of whoever writes to them.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use suture_contract::ids::{LogLetters, Participant};
 use suture_contract::topic_map::{Topic, coordinator_group, ingest_group, participant_group, retry_group};
@@ -12,6 +13,7 @@ use suture_topics::plan::{Finding, Severity, Wanted};
 use suture_topics::probe::{GroupInfo, Probe, TopicInfo};
 use suture_topics::settings::KafkaSettings;
 
+use super::behind::{Behind, LONG, Left, Watch};
 use super::databases::{FAR_APART, Looked, now_ms};
 use super::line::Line;
 use crate::settings::Settings;
@@ -38,7 +40,9 @@ struct Group {
 #[derive(Clone, PartialEq, Eq)]
 enum Whose {
     Participant(Participant),
-    Other,
+    Coordinator,
+    Ingest,
+    Retries,
 }
 
 struct GroupSeen {
@@ -49,6 +53,8 @@ struct GroupSeen {
     without: usize,
     /// What stands beside its offsets on the decisions, each once.
     marks: Vec<String>,
+    /// What it has not done for long.
+    behind: Behind,
 }
 
 /// Asks the brokers, on a thread that may block.
@@ -57,7 +63,7 @@ pub async fn look(settings: &Settings, rules: Option<&Rules>, allow_single_broke
     let participants = settings.participant_names().unwrap_or_default();
     let upstream: Vec<String> =
         rules.map(|rules| rules.topics().iter().map(ToString::to_string).collect()).unwrap_or_default();
-    let retries = rules.is_some_and(Rules::drive_again);
+    let retries = rules.filter(|rules| rules.drive_again()).map(Rules::longest_retry);
     let asked = Asked { kafka, participants, upstream, retries, allow_single_broker };
     let looked = tokio::task::spawn_blocking(move || asked.look()).await;
     looked.unwrap_or_else(|ended| Seen {
@@ -81,8 +87,8 @@ impl Seen {
             databases.iter().find(|database| database.name == participant.as_str()).and_then(Looked::ledger_id)
         };
         let lines = self.groups.iter().flat_map(|group| match &group.whose {
-            Whose::Participant(participant) => group.lines(ledger(participant)),
-            Whose::Other => group.lines(None),
+            Whose::Participant(participant) => group.lines(ledger(participant), self.letters),
+            Whose::Coordinator | Whose::Ingest | Whose::Retries => group.lines(None, self.letters),
         });
         self.before.iter().cloned().chain(lines).collect()
     }
@@ -92,7 +98,8 @@ struct Asked {
     kafka: KafkaSettings,
     participants: Vec<Participant>,
     upstream: Vec<String>,
-    retries: bool,
+    /// The longest that what is asked for again waits for that; `None`: nothing is.
+    retries: Option<Duration>,
     allow_single_broker: bool,
 }
 
@@ -165,12 +172,12 @@ impl Asked {
     /// Name, service and owner of each group.
     fn group_names(&self) -> Vec<(String, String, Whose)> {
         let prefix = &self.kafka.prefix;
-        let mut names = vec![(coordinator_group(prefix), "coordinator".to_string(), Whose::Other)];
+        let mut names = vec![(coordinator_group(prefix), "coordinator".to_string(), Whose::Coordinator)];
         if !self.upstream.is_empty() {
-            names.push((ingest_group(prefix), "ingest".to_string(), Whose::Other));
+            names.push((ingest_group(prefix), "ingest".to_string(), Whose::Ingest));
         }
-        if self.retries {
-            names.push((retry_group(prefix), "ingest".to_string(), Whose::Other));
+        if self.retries.is_some() {
+            names.push((retry_group(prefix), "ingest".to_string(), Whose::Retries));
         }
         names.extend(self.participants.iter().map(|participant| {
             let whose = Whose::Participant(participant.clone());
@@ -181,6 +188,7 @@ impl Asked {
 
     fn groups(&self, probe: &Probe, topics: &BTreeMap<String, TopicInfo>) -> Vec<Group> {
         let mut offsets = GroupOffsets::new(&self.kafka);
+        let mut watch = Watch::start(&self.kafka);
         let named = |topic: Topic| topic.name(&self.kafka.prefix);
         let of = |(name, service, whose): (String, String, Whose)| {
             // What its lag is measured on, and beside which offsets its mark stands.
@@ -188,13 +196,22 @@ impl Asked {
                 Whose::Participant(participant) => {
                     vec![named(Topic::Decisions), named(Topic::Prepare(participant.clone()))]
                 }
-                Whose::Other if name == coordinator_group(&self.kafka.prefix) => vec![named(Topic::Requests)],
-                Whose::Other if name == retry_group(&self.kafka.prefix) => vec![named(Topic::Outcomes)],
-                Whose::Other => self.upstream.clone(),
+                Whose::Coordinator => vec![named(Topic::Requests)],
+                Whose::Retries => vec![named(Topic::Outcomes)],
+                Whose::Ingest => self.upstream.clone(),
             };
+            // It stays in front of what it is to ask for again, until it is time.
+            let long = LONG + self.retries.filter(|_| whose == Whose::Retries).unwrap_or_default();
             let read: Vec<(&String, &TopicInfo)> =
                 read.iter().filter_map(|topic| topics.get_key_value(topic)).collect();
-            let seen = look_at_group(probe, &mut offsets, &name, &read, &named(Topic::Decisions));
+            let mut seen = look_at_group(probe, &mut offsets, &name, &read, &named(Topic::Decisions));
+            if let Ok((seen, left)) = &mut seen {
+                match &mut watch {
+                    Ok(watch) => seen.behind = watch.look(left, long),
+                    Err(failure) => seen.behind.not_looked = Some(failure.to_string()),
+                }
+            }
+            let seen = seen.map(|(seen, _)| seen);
             Group { name, service, whose, seen: seen.map_err(|failure| failure.to_string()) }
         };
         self.group_names().into_iter().map(of).collect()
@@ -261,13 +278,17 @@ fn look_at_group(
     name: &str,
     read: &[(&String, &TopicInfo)],
     decisions: &str,
-) -> Result<GroupSeen, KafkaFailure> {
-    let mut seen = GroupSeen { info: probe.group(name)?, lag: 0, without: 0, marks: Vec::new() };
+) -> Result<(GroupSeen, Vec<Left>), KafkaFailure> {
+    let info = probe.group(name)?;
+    let mut seen = GroupSeen { info, lag: 0, without: 0, marks: Vec::new(), behind: Behind::default() };
+    let mut left = Vec::new();
     for (topic, info) in read {
         let partitions: Vec<(&str, i32)> =
             (0..i32::from(info.partitions())).map(|partition| (topic.as_str(), partition)).collect();
         for ((topic, partition), committed) in partitions.iter().zip(offsets.committed(name, &partitions)?) {
             let (start, end) = probe.watermarks(topic, *partition)?;
+            let from = committed.as_ref().map_or(start, |committed| committed.offset.max(start));
+            left.push(Left { topic: (*topic).to_string(), partition: *partition, from, end });
             match committed {
                 Some(committed) => {
                     seen.lag += end.saturating_sub(committed.offset);
@@ -282,12 +303,12 @@ fn look_at_group(
             }
         }
     }
-    Ok(seen)
+    Ok((seen, left))
 }
 
 impl Group {
-    /// `ledger_id`: of the participant's database, if that could be read.
-    fn lines(&self, ledger_id: Option<&str>) -> Vec<Line> {
+    /// `ledger_id`: of the participant's database, if that could be read. `letters`: of the requests topic.
+    fn lines(&self, ledger_id: Option<&str>, letters: Option<LogLetters>) -> Vec<Line> {
         let name = self.name.as_str();
         let seen = match &self.seen {
             Ok(seen) => seen,
@@ -311,7 +332,8 @@ impl Group {
             .map(|mark| if mark.is_empty() { "a tool of Kafka's" } else { mark.as_str() })
             .filter(|mark| ledger_id.is_some_and(|id| id != *mark))
             .collect();
-        if !foreign.is_empty() && self.whose != Whose::Other {
+        lines.extend(self.behind(&seen.behind, letters));
+        if !foreign.is_empty() && matches!(self.whose, Whose::Participant(_)) {
             lines.push(Line::warn(
                 "groups",
                 name,
@@ -319,6 +341,29 @@ impl Group {
                 "such an offset acknowledges nothing: decisions stay in their log, and the position in the database counts",
                 "it mends itself as decisions come; if the database was restored, see the runbook",
             ));
+        }
+        lines
+    }
+
+    /// What it has not done for long.
+    fn behind(&self, behind: &Behind, letters: Option<LogLetters>) -> Vec<Line> {
+        let name = format!("{} behind", self.name);
+        let mut lines = Vec::new();
+        if let Some(said) = behind.said() {
+            let look = match (&self.whose, letters.zip(behind.oldest)) {
+                (Whose::Coordinator, Some((letters, (partition, offset)))) => {
+                    format!("suture tx show {letters}-{partition}-{offset} says what it waits for; and its log")
+                }
+                (Whose::Participant(participant), _) => {
+                    format!("suture participant {participant} lost says whether it waits for you; and its log")
+                }
+                _ => "its log says what it waits for".to_string(),
+            };
+            let why = "nobody serves it, it stands still, or it cannot keep up (by the records' own times)";
+            lines.push(Line::warn("groups", name.as_str(), said, why, look));
+        }
+        if let Some(why) = &behind.not_looked {
+            lines.push(Line::unknown("groups", name, format!("how old it is: {why}")));
         }
         lines
     }

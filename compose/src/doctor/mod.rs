@@ -6,8 +6,8 @@
 //! rules           they compile; their participants and operations exist
 //! brokers         they answer; how many
 //! topics          settings, partitions and ids of each; the upstream topics
-//! groups          members, what they have not read, whose acknowledgements
-//! databases       version, settings, rights, operations, the ledger, branches in doubt, foreign branches
+//! groups          members, what they have not read and since when, whose acknowledgements
+//! databases       version, settings, rights, operations, the ledger, branches in doubt, incidents, foreign branches
 //! clocks          how far those of databases and of Kafka's writers are from this machine's
 //! ```
 //!
@@ -17,6 +17,7 @@
 //! The exit code: 0 all is well, 1 something should be looked at, 2 something keeps transactions from being decided or applied,
 //! or is not safe.
 
+mod behind;
 mod databases;
 mod files;
 mod kafka;

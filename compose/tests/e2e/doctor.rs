@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::process::SUTURE;
 use crate::rows;
-use crate::world::{Options, PARTICIPANTS, World};
+use crate::world::{Options, PARTICIPANTS, World, succeeds};
 
 /// The exit code, and the lines.
 fn doctor(world: &World, environment: &[(&str, &str)]) -> (i32, Vec<String>) {
@@ -42,7 +42,7 @@ fn a_doctor_sees_what_is_well_what_is_ill_and_what_is_down() {
     let (_, well) = doctor(&world, &[]);
     assert!(well.iter().all(|line| line.starts_with("ok ") || line.contains(" ok, ")), "{well:#?}");
     for participant in PARTICIPANTS {
-        for subject in ["settings", "rights", "operations", "ledger", "in doubt"] {
+        for subject in ["settings", "rights", "operations", "ledger", "in doubt", "incidents"] {
             line(&well, &format!("{participant} {subject}"));
         }
         line(&well, &group(participant));
@@ -87,4 +87,42 @@ fn a_doctor_sees_what_is_well_what_is_ill_and_what_is_down() {
         of_topics.map(|line| line.split_whitespace().nth(2).unwrap().to_string()).collect::<Vec<_>>()
     };
     assert_eq!(topics(&down), topics(&well));
+}
+
+#[test]
+fn a_doctor_sees_what_waits_for_a_person() {
+    let world = World::start(&Options::default());
+    let (_crew, mut feed) = (world.crew(), world.feed());
+    let group = |participant: &str| format!("{}.participant.{participant}", world.prefix);
+    world.wait_until("all are in their groups", || {
+        let (_, lines) = doctor(&world, &[]);
+        PARTICIPANTS.iter().all(|participant| line(&lines, &group(participant)).starts_with("ok "))
+    });
+    let decisions = world.topic("decisions");
+    let offset = feed.append(&decisions, 3, b"x", Some(b"{")).to_string();
+    world.wait_until("all have stopped in front of it", || {
+        let (_, lines) = doctor(&world, &[]);
+        PARTICIPANTS.iter().all(|participant| line(&lines, &format!("{participant} incidents")).starts_with("BAD "))
+    });
+    let (code, ill) = doctor(&world, &[]);
+    assert_eq!(code, 2);
+    let of_hospital = line(&ill, "hospital incidents");
+    for part in [
+        "1 incidents wait for a person: 1 unreadable, since ",
+        "shard 3 stands still",
+        "suture participant hospital lost",
+    ] {
+        assert!(of_hospital.contains(part), "{of_hospital}");
+    }
+    let document: Value = serde_json::from_slice(&ask(&world, &["--json"], &[]).stdout).unwrap();
+    let told =
+        document["checks"].as_array().unwrap().iter().find(|check| check["name"] == "hospital incidents").unwrap();
+    assert_eq!((&told["state"], &told["mend"]), (&"bad".into(), &"suture participant hospital lost".into()));
+
+    let skip = ["skip", "--topic", &decisions, "--shard", "3", "--offset", &offset, "--because", "ticket 4711"];
+    succeeds(&world.suture(&[&["participant", "hospital"], &skip[..]].concat()));
+    world.wait_until("nothing waits at the hospital", || {
+        let (_, lines) = doctor(&world, &[]);
+        line(&lines, "hospital incidents").starts_with("ok ") && line(&lines, "insurer incidents").starts_with("BAD ")
+    });
 }

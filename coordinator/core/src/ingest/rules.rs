@@ -261,6 +261,12 @@ impl Rules {
         self.rules.iter().any(|rule| !rule.retry_after_ms.is_empty())
     }
 
+    /// The longest that an abort waits before it is asked for again.
+    pub fn longest_retry(&self) -> Duration {
+        let pauses = self.rules.iter().flat_map(|rule| &rule.retry_after_ms);
+        Duration::from_millis(pauses.copied().max().unwrap_or(0))
+    }
+
     /// The participants that one rule names, in its order; `None` if there is no such rule.
     pub fn participants_of(&self, rule: &str) -> Option<Vec<&Participant>> {
         let rule = self.rules.iter().find(|known| known.id == rule)?;
