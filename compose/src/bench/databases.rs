@@ -35,7 +35,7 @@ use super::report::{Figures, Report};
 use super::scratch::Scratch;
 use super::sql::{Kind, Server};
 use super::workload::{self, Mode};
-use super::{BenchArgs, broker, letters, participants};
+use super::{BenchArgs, broker, letters, participants, unsteady};
 use crate::{out, services};
 
 /// Which databases, and how.
@@ -92,7 +92,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     }
     services::block_on(async {
         let mut interrupted = services::signalled()?;
-        let mut report = Report::new(args.bootstrap.is_none(), args.participants);
+        let mut report = Report::new(args.bootstrap.is_none(), args.participants, args.seconds);
         for round in 1..=args.databases.rounds {
             let mut cells = cells(args, &servers);
             // What grows warm or slow over a round does so for both modes alike.
@@ -103,6 +103,9 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
                 let Cell { kind, mode, window } = cell;
                 eprintln!("round {round}: {}, {}, {window} under way", kind.name(), mode.name());
                 let figures = measure(args, &servers[&kind], cell, &mut interrupted).await?;
+                if let Some(unsteady) = unsteady(&figures.loaded.applied, args.seconds) {
+                    eprintln!("{unsteady}");
+                }
                 report.add(round, kind, mode, window, figures);
             }
         }

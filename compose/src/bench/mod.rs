@@ -122,9 +122,37 @@ fn ms(histogram: &Histogram<u64>, quantile: f64) -> f64 {
     histogram.value_at_quantile(quantile) as f64 / 1_000.0
 }
 
+/// What is to be said about a rate whose transactions took longer than it was measured: it is that of a queue that is filled or drained.
+fn unsteady(latencies: &Histogram<u64>, seconds: u64) -> Option<String> {
+    let median = ms(latencies, 0.5) / 1_000.0;
+    (median > seconds as f64).then(|| {
+        format!(
+            "the median latency, {median:.1} s, is longer than the {seconds} s that were measured: no steady state; give more \
+             --seconds, or fewer under way (--window, --xa-window)"
+        )
+    })
+}
+
 /// What this process has used, in user and kernel mode.
 fn cpu() -> anyhow::Result<Duration> {
     let usage = getrusage(UsageWho::RUSAGE_SELF)?;
     let micros = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
     Ok(Duration::from_micros(micros.unsigned_abs()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_of_less_than_a_turn_is_told_so() {
+        let of = |median_ms: u64| {
+            let mut latencies = histogram().unwrap();
+            latencies.record_n(median_ms * 1_000, 9).unwrap();
+            unsteady(&latencies, 2)
+        };
+        assert_eq!(of(1_900), None);
+        assert!(of(2_100).unwrap().starts_with("the median latency, 2.1 s, is longer than the 2 s that were measured"));
+        assert_eq!(unsteady(&histogram().unwrap(), 2), None, "nothing was measured");
+    }
 }

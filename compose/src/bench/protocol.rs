@@ -38,7 +38,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::submitter::Submitter;
-use super::{BenchArgs, PATIENCE, broker, cpu, histogram, hop_topic, letters, micros, ms};
+use super::{BenchArgs, PATIENCE, broker, cpu, histogram, hop_topic, letters, micros, ms, unsteady};
 use crate::{out, services};
 
 /// Between two idle samples, so that one does not meet the tail of the other: its outcome, and the decision's other readers.
@@ -55,6 +55,9 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         let bench = Bench::start(args, kafka, stubs).await?;
         let figures = bench.measure(args).await?;
         let mut text = String::new();
+        if let Some(unsteady) = unsteady(&figures.load, args.seconds) {
+            eprintln!("{unsteady}");
+        }
         figures.write(&mut text, args, broker.is_some())?;
         out::line(text.trim_end())?;
         drop(broker);
@@ -381,6 +384,10 @@ impl Figures {
             ms(&self.load, 0.99),
             args.window
         )?;
+        let unsteady = unsteady(&self.load, args.seconds);
+        if let Some(unsteady) = &unsteady {
+            writeln!(f, "  NOTE                      {unsteady}")?;
+        }
         writeln!(
             f,
             "  CPU of this program       {cores:.2} cores, {:.0} us a transaction (submitter, coordinator and stubs)",
@@ -406,6 +413,7 @@ impl Figures {
                     "hop_p50_ms": hop, "request_to_decision_p50_ms": to_decision,
                     "idle_p50_ms": ms(&self.idle, 0.5), "idle_p99_ms": ms(&self.idle, 0.99),
                     "transactions_per_second": rate, "load_p50_ms": ms(&self.load, 0.5), "load_p99_ms": ms(&self.load, 0.99),
+                    "steady": unsteady.is_none(),
                     "window": args.window, "cpu_cores": cores, "transactions": self.total, "records": self.records,
                 })
             )?;

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::fmt::{self, Write};
 
 use super::load::Loaded;
-use super::ms;
 use super::sql::Kind;
 use super::workload::Mode;
+use super::{ms, unsteady};
 
 /// What was measured in one cell.
 pub struct Figures {
@@ -30,6 +30,8 @@ struct Row {
 pub struct Report {
     is_embedded: bool,
     branches: u8,
+    /// How long each cell was measured.
+    seconds: u64,
     rows: Vec<Row>,
 }
 
@@ -47,8 +49,8 @@ impl Figures {
 
 impl Report {
     /// Of nothing yet.
-    pub fn new(is_embedded: bool, branches: u8) -> Self {
-        Self { is_embedded, branches, rows: Vec::new() }
+    pub fn new(is_embedded: bool, branches: u8, seconds: u64) -> Self {
+        Self { is_embedded, branches, seconds, rows: Vec::new() }
     }
 
     /// One cell more.
@@ -89,6 +91,11 @@ impl Report {
         if aborted > 0 {
             writeln!(text, "\n{aborted} transactions were aborted: none should be, and the rates leave them out")?;
         }
+        for Row { round, kind, mode, window, figures } in &self.rows {
+            if let Some(unsteady) = unsteady(&figures.loaded.applied, self.seconds) {
+                writeln!(text, "\nround {round}, {}, {}, {window} under way: {unsteady}", kind.name(), mode.name())?;
+            }
+        }
         writeln!(text)?;
         for Ratios { kind, of_rounds } in self.ratios() {
             let each: Vec<String> = of_rounds.iter().map(|ratio| format!("{ratio:.1}")).collect();
@@ -121,7 +128,7 @@ impl Report {
             serde_json::json!({
                 "round": round, "database": kind.name(), "mode": mode.name(), "window": window,
                 "transactions_per_second": rate, "applied_p50_ms": ms(applied, 0.5), "applied_p99_ms": ms(applied, 0.99),
-                "committed": committed, "aborted": aborted,
+                "steady": unsteady(applied, self.seconds).is_none(), "committed": committed, "aborted": aborted,
                 "fsyncs": figures.fsyncs, "fsyncs_per_transaction": figures.fsyncs_each(),
                 "one_connection_commits_per_second": figures.commits_alone,
                 "cpu_cores": cores, "machine_busy": busy,
