@@ -23,9 +23,14 @@ use crate::logs::Logs;
 use crate::settings::Settings;
 use crate::{ConfigArg, forgotten, joining, logging, out, services, user};
 
+/// `init` and `check` have the name behind them, because it need not be configured yet.
+const USAGE: &str = "suture participant [OPTIONS] <NAME>
+       suture participant <init|check> [OPTIONS] <NAME>
+       suture participant <NAME> <lost|resolve|skip> [OPTIONS]";
+
 /// Arguments of `suture participant`.
 #[derive(clap::Args)]
-#[command(subcommand_negates_reqs = true)]
+#[command(subcommand_negates_reqs = true, override_usage = USAGE)]
 pub struct ParticipantArgs {
     /// Which of the configured participants.
     #[arg(required = true)]
@@ -47,6 +52,7 @@ enum ParticipantCommand {
     /// all steps run (and, with --payload, if the vote would be yes).
     Check(joining::CheckArgs),
     /// List what a person must know or settle: lost commits, records that stopped a shard, branches finished by hand.
+    #[command(override_usage = "suture participant <NAME> lost [OPTIONS]")]
     Lost(LostArgs),
     /// Say what became of a branch whose decision could not be obeyed. Its shard goes on then. Or of a commit whose ledger row
     /// somebody has deleted (`suture audit` finds it).
@@ -54,10 +60,15 @@ enum ParticipantCommand {
     /// Say `committed` after you have made its effect by hand (all others have it), `abandoned` if it is not there and will not be,
     /// or if it was there and you have undone it by hand. This changes the ledger's row and no business row, and it is recorded
     /// with your name.
+    #[command(override_usage = "suture participant <NAME> resolve [OPTIONS] --as <HOW> --because <TEXT> <TXID>")]
     Resolve(ResolveArgs),
     /// Let a shard pass the one record that it stopped at, which decides about no branch of this participant.
     ///
     /// What can be read as a decision about one is refused: that is resolved.
+    #[command(
+        override_usage = "suture participant <NAME> skip [OPTIONS] --topic <TOPIC> --shard <NUMBER> --offset <NUMBER> \
+                                --because <TEXT>"
+    )]
     Skip(SkipArgs),
 }
 
@@ -131,8 +142,8 @@ pub fn run(args: &ParticipantArgs, format: logging::Format) -> anyhow::Result<Ex
     }
 }
 
-/// Opens the participant's database and works on it. Its ledger must be there: who opens it as the service does creates what is
-/// missing.
+/// Opens the participant's database and works on it, whatever is wrong with the operations. Its ledger must be there: who opens it
+/// as the service does creates what is missing.
 fn on_database<T>(
     settings: &Settings,
     name: &str,
@@ -140,9 +151,7 @@ fn on_database<T>(
 ) -> anyhow::Result<T> {
     let participant = settings.participant(name)?;
     let fingerprint = settings.identity_key()?.map(|key| key.fingerprint());
-    let mut opening = participant.opening(&settings.kafka.prefix, fingerprint, false)?;
-    // As the service does.
-    opening.seeds.clear();
+    let opening = participant.opening(&settings.kafka.prefix, fingerprint, false)?.without_operations();
     services::block_on(async {
         let open = async {
             drop(Books::open(&participant, &opening).await?);
@@ -339,6 +348,9 @@ fn said(args: &SaidArgs) -> anyhow::Result<Said> {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+    use suture_participants::install::{Script, Wanted};
+
     use super::*;
 
     const BANK: &str = r#"
@@ -358,15 +370,50 @@ cancel = [{ sql = "delete from item where txid = :txid", rows = 1 }]
     fn an_operator_makes_no_ledger_by_looking() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-        let kafka = "[kafka]\nbootstrap = \"localhost:9092\"\nprefix = \"suture\"\n";
-        std::fs::write(at("suture.toml"), format!("{kafka}[participants]\nbank = \"bank.toml\"")).unwrap();
-        std::fs::write(at("bank.toml"), BANK).unwrap();
-        let settings = Settings::load(&at("suture.toml")).unwrap();
+        let settings = configured(folder.path());
         let refused = || format!("{:#}", list(&settings, "bank", &LostArgs { json: false }).unwrap_err());
         assert!(refused().contains("the file cannot be opened; check its path"), "{}", refused());
         assert!(!at("bank.sqlite").exists());
         std::fs::write(at("bank.sqlite"), "").unwrap();
         assert!(refused().contains("there is no ledger in this database"), "{}", refused());
         assert!(std::fs::read(at("bank.sqlite")).unwrap().is_empty());
+    }
+
+    /// Who is called at night must come to the ledger, whatever somebody has done to a table or a template.
+    #[test]
+    fn an_operator_works_while_no_operation_fits_the_tables() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = configured(folder.path());
+        let config = settings.participant("bank").unwrap();
+        let opening = config.opening(&settings.kafka.prefix, None, false).unwrap();
+        let wanted = Wanted { database: &config.database, opening: &opening, role: None };
+        services::block_on(async { Ok(Script::of(&wanted).await?.run(&wanted).await?) }).unwrap();
+        let refused = services::block_on(async { Ok(OpenedResource::open(&config, opening.clone()).await?) });
+        assert!(refused.err().unwrap().to_string().contains("does not fit the tables"));
+        assert_eq!(list(&settings, "bank", &LostArgs { json: false }).unwrap(), ExitCode::SUCCESS);
+    }
+
+    fn configured(folder: &std::path::Path) -> Settings {
+        let kafka = "[kafka]\nbootstrap = \"localhost:9092\"\nprefix = \"suture\"\n";
+        std::fs::write(folder.join("suture.toml"), format!("{kafka}[participants]\nbank = \"bank.toml\"")).unwrap();
+        std::fs::write(folder.join("bank.toml"), BANK).unwrap();
+        Settings::load(&folder.join("suture.toml")).unwrap()
+    }
+
+    #[test]
+    fn a_usage_line_says_where_the_name_stands() {
+        let mut command = crate::Cli::command();
+        command.build();
+        let participant = command.find_subcommand_mut("participant").unwrap();
+        for (word, expected) in [
+            ("init", "suture participant init [OPTIONS] <NAME>"),
+            ("check", "suture participant check [OPTIONS] <NAME>"),
+            ("lost", "suture participant <NAME> lost [OPTIONS]"),
+            ("resolve", "suture participant <NAME> resolve [OPTIONS] --as"),
+            ("skip", "suture participant <NAME> skip [OPTIONS] --topic"),
+        ] {
+            let usage = participant.find_subcommand_mut(word).unwrap().render_usage().to_string();
+            assert!(usage.starts_with(&format!("Usage: {expected}")), "{usage}");
+        }
     }
 }

@@ -332,6 +332,13 @@ pub struct Opening {
     pub seeds: BTreeMap<String, Seed>,
 }
 
+impl Opening {
+    /// For a person who looks at a ledger or settles something in it, whatever is wrong with the operations.
+    pub fn without_operations(self) -> Self {
+        Self { operations: BTreeMap::new(), seeds: BTreeMap::new(), ..self }
+    }
+}
+
 /// Why a resource was not opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
