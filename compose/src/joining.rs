@@ -25,7 +25,7 @@ use suture_participants_core::operations::{Mode, Rows};
 use suture_participants_core::sql::Dialect;
 
 use crate::ConfigArg;
-use crate::services::{block_on, not_opened, remedy};
+use crate::services::{block_on, gives_rights, not_opened, remedy};
 use crate::settings::Settings;
 
 /// Arguments of `suture participant init`.
@@ -164,6 +164,9 @@ pub fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
             tell(operation, is_sample);
         }
         println!("nothing was changed: all of it was rolled back");
+        if tried.iter().any(Tried::is_denied) {
+            println!("{} lacks rights: {}", config.name, gives_rights(config.name.as_str()));
+        }
         let fails =
             |tried: &Tried| !tried.runs() || (!is_sample && tried.refusal().is_some()) || tried.deferred.is_some();
         Ok(if tried.iter().any(fails) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
@@ -222,6 +225,7 @@ fn said(step: &TriedStep) -> String {
             _ => format!("refuses with {code} ({because})"),
         },
         StepResult::Broken(said) => format!("DOES NOT RUN: {said}"),
+        StepResult::Denied(said) => format!("MAY NOT RUN: {said}"),
     }
 }
 

@@ -54,8 +54,8 @@ pub fn run(args: &SeedArgs) -> anyhow::Result<ExitCode> {
             let config = settings.participant(name)?;
             let fingerprint = Some(keys.identity.fingerprint());
             let opening = config.opening(&settings.kafka.prefix, fingerprint, args.create_tables)?;
-            let resource =
-                OpenedResource::open(&config, opening).await.with_context(|| format!("the database of {name}"))?;
+            let opened = OpenedResource::open(&config, opening).await;
+            let resource = opened.map_err(|error| services::not_opened(&config, &error))?;
             let rows = seeds.apply(&resource, &config.name, &keys, &events).await?;
             out::line(format_args!("{name}: {rows} rows inserted"))?;
         }

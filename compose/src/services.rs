@@ -84,7 +84,23 @@ pub fn not_opened(participant: &ParticipantConfig, error: &OpenError) -> anyhow:
         }
         _ => format!("the database of {} ({})", participant.name, participant.database.place()),
     };
-    anyhow::anyhow!("{place}: {error}{}", remedy(error))
+    match error {
+        // What fills reference data is nothing that a participant's role need be allowed.
+        OpenError::Lacks { place: seed, .. } if seed.starts_with("seed.") => {
+            anyhow::anyhow!(
+                "{place}: {error}: grant it, or name the owner of the tables in the URL for as long as you seed"
+            )
+        }
+        OpenError::Lacks { .. } => anyhow::anyhow!("{place}: {error}: {}", gives_rights(participant.name.as_str())),
+        error => anyhow::anyhow!("{place}: {error}{}", remedy(error)),
+    }
+}
+
+/// How a participant's role comes to its rights.
+pub fn gives_rights(name: &str) -> String {
+    format!(
+        "`suture participant init {name} --database ADMIN_URL --apply` gives its user what it needs; or grant it by hand"
+    )
 }
 
 /// What a person may do about an error that is only a code.

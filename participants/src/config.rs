@@ -182,7 +182,7 @@ impl Default for UpkeepSettings {
 /// A SQLite file.
 #[derive(Debug, Clone)]
 pub struct SqliteSettings {
-    /// The file; created if it is missing.
+    /// The file; created if it is missing and the tables are too.
     pub path: PathBuf,
     /// How long to wait for another process that writes.
     pub busy_timeout: Duration,

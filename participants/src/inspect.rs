@@ -2,20 +2,19 @@
 //!
 //! Nothing is created or changed, as with [`crate::books`].
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use suture_contract::ids::Txid;
 use suture_participants_core::operations::Mode;
-use suture_participants_core::touched::Right;
 
 use crate::books::{Asked, Books, facts_of, facts_text};
 use crate::config::{Database, ParticipantConfig};
 use crate::incidents::Listed;
-use crate::install::{names, needed_rights, tables_of};
+use crate::install::{names, tables_of};
 use crate::ledger::{check_mode, check_operations};
 use crate::needs::{self, Need};
 use crate::resource::{OpenError, Opening, Unavailable};
+use crate::rights;
 use crate::trial::steps;
 
 /// What was seen of a database that answers.
@@ -25,7 +24,7 @@ pub struct Inspection {
     pub version: String,
     /// All that matters to durability.
     pub needs: Vec<Need>,
-    /// Rights that the role lacks: `update on bed`.
+    /// Steps that the role may not run, and which rights they need.
     pub lacks: Vec<String>,
     /// Steps that do not fit the tables.
     pub unfit: Vec<OpenError>,
@@ -57,15 +56,7 @@ pub async fn inspect(config: &ParticipantConfig, opening: &Opening) -> Result<In
     let version = asked.ask("asking for the version", asked.dialect().version).await?;
     let now_ms = asked.ask("asking for the time", asked.dialect().now_ms).await?;
     let needs = look_at_needs(&mut asked, config, opening).await?;
-    let lacks = look_at_rights(&mut asked, config, opening).await?;
-    let mut unfit = Vec::new();
-    for step in steps(opening) {
-        match asked.check_statement(step).await {
-            Ok(()) => {}
-            Err(OpenError::Unavailable(unavailable)) => return Err(unavailable),
-            Err(error) => unfit.push(error),
-        }
-    }
+    let (lacks, unfit) = look_at_statements(&mut asked, config, opening).await?;
     Ok(Inspection {
         version: facts_text(version).unwrap_or_else(|| "?".to_string()),
         needs,
@@ -108,64 +99,28 @@ async fn look_at_needs(
     })
 }
 
-/// PostgreSQL says what a role may; MariaDB tells a step that may not run so when it is checked, and a ledger that may not be
-/// written by its grants.
-async fn look_at_rights(
+/// What the role may not do, and what does not fit the tables: the ledger's own statements, and every step.
+async fn look_at_statements(
     asked: &mut Asked,
     config: &ParticipantConfig,
     opening: &Opening,
-) -> Result<Vec<String>, Unavailable> {
-    let doing = "asking for rights";
-    let dialect = config.database.dialect();
-    let there = names(asked.ask(doing, tables_of(dialect)).await?);
-    let mut needed: Vec<(String, Right)> = Vec::new();
-    let ledger = there.iter().filter(|table| table.starts_with("suture_"));
-    for table in ledger {
-        needed.extend([Right::Select, Right::Insert, Right::Update, Right::Delete].map(|right| (table.clone(), right)));
-    }
-    let known = |table: &String| there.contains(&table.trim_matches('"').to_lowercase());
-    for (table, rights) in needed_rights(steps(opening)).into_iter().filter(|(table, _)| known(table)) {
-        needed.extend(rights.into_iter().map(|right| (table.clone(), right)));
-    }
-    let mut lacks = BTreeSet::new();
-    match &config.database {
-        Database::Sqlite(_) => {}
-        Database::Postgres(_) => {
-            for (table, right) in needed {
-                let name = table.replace('\'', "''");
-                let sql = format!("select 1 where has_table_privilege('{name}', '{}')", right.as_str());
-                if asked.ask(doing, &sql).await?.is_empty() {
-                    lacks.insert(format!("{} on {table}", right.as_str()));
-                }
-            }
+) -> Result<(Vec<String>, Vec<OpenError>), Unavailable> {
+    let of_ledger = match &config.database {
+        Database::Sqlite(_) => Vec::new(),
+        Database::Postgres(_) | Database::Mariadb(_) => {
+            rights::of_ledger(&names(asked.ask("looking for the ledger", tables_of(config.database.dialect())).await?))
         }
-        Database::Mariadb(_) => {
-            let me = "concat('''', replace(current_user(), '@', '''@'''), '''')";
-            let sql = format!(
-                "select '*', lower(privilege_type) from information_schema.user_privileges where grantee = {me}
-                 union select '*', lower(privilege_type) from information_schema.schema_privileges
-                     where grantee = {me} and database() like table_schema
-                 union select lower(table_name), lower(privilege_type) from information_schema.table_privileges
-                     where grantee = {me} and table_schema = database()"
-            );
-            let granted: BTreeSet<(String, String)> = asked
-                .ask(doing, &sql)
-                .await?
-                .into_iter()
-                .filter_map(|row| {
-                    let mut texts = row.into_iter();
-                    Some((texts.next()??, texts.next()??))
-                })
-                .collect();
-            for (table, right) in needed {
-                let may = |on: &str| granted.contains(&(on.to_string(), right.as_str().to_string()));
-                if !may("*") && !may(&table.to_lowercase()) {
-                    lacks.insert(format!("{} on {table}", right.as_str()));
-                }
-            }
+    };
+    let (mut lacks, mut unfit) = (Vec::new(), Vec::new());
+    for step in of_ledger.iter().chain(steps(opening)) {
+        match asked.check_statement(step).await {
+            Ok(()) => {}
+            Err(OpenError::Unavailable(unavailable)) => return Err(unavailable),
+            Err(error @ OpenError::Lacks { .. }) => lacks.push(error.to_string()),
+            Err(error) => unfit.push(error),
         }
     }
-    Ok(lacks.into_iter().collect())
+    Ok((lacks, unfit))
 }
 
 async fn look_at_ledger(config: &ParticipantConfig, opening: &Opening) -> Result<Ledger, OpenError> {

@@ -26,7 +26,14 @@ use crate::tables::{self, READ_MARKS, missing_marks};
 use crate::trial::steps;
 use crate::{mariadb, postgres, sqlite};
 
-const LEDGER: [&str; 5] = ["suture_meta", "suture_positions", "suture_marks", "suture_audit", "suture_ledger"];
+/// The ledger's tables, each with a column of its.
+pub(crate) const LEDGER: [(&str, &str); 5] = [
+    ("suture_meta", "name"),
+    ("suture_positions", "topic"),
+    ("suture_marks", "letters"),
+    ("suture_audit", "entry"),
+    ("suture_ledger", "txid"),
+];
 
 /// What is to be set up.
 #[derive(Debug, Clone)]
@@ -213,7 +220,7 @@ impl Script {
             }
         };
         let all = [Right::Select, Right::Insert, Right::Update, Right::Delete];
-        for table in LEDGER {
+        for (table, _) in LEDGER {
             self.statements.push(format!("grant {} on {table} to {to}", list(&all)));
         }
         for (table, needed) in needed_rights(steps(wanted.opening)) {
@@ -231,7 +238,7 @@ impl Script {
 }
 
 /// The rights that these steps need on tables of the business.
-pub(crate) fn needed_rights<'a>(steps: impl Iterator<Item = &'a Step>) -> BTreeMap<String, BTreeSet<Right>> {
+fn needed_rights<'a>(steps: impl Iterator<Item = &'a Step>) -> BTreeMap<String, BTreeSet<Right>> {
     let mut needed: BTreeMap<String, BTreeSet<Right>> = BTreeMap::new();
     for step in steps {
         for (table, rights) in rights(&step.sql) {
@@ -332,7 +339,8 @@ fn statements(script: &str) -> Vec<String> {
     script.split(';').map(|statement| statement.trim().to_string()).filter(|statement| !statement.is_empty()).collect()
 }
 
-fn list(rights: &[Right]) -> String {
+/// As they stand in a GRANT.
+pub(crate) fn list(rights: &[Right]) -> String {
     rights.iter().map(|right| right.as_str()).collect::<Vec<_>>().join(", ")
 }
 

@@ -18,7 +18,7 @@
 //! - [`books`]: a participant's ledger, positions and list, read by others;
 //! - [`needs`]: what a database must be like; [`inspect`]: all of that for `suture doctor`;
 //! - [`install`]: tables and rights of a new participant; `tables`: the ledger's tables, and from one version to the next;
-//!   [`trial`]: operations tried, and rolled back;
+//!   [`trial`]: operations tried, and rolled back; `rights`: what a role may not do;
 //! - [`ledger`]: what all ledgers have in common; `trouble`: errors by who is to blame; `pool`, `flights`: connections;
 //! - [`points`]: where the fault tests end the process.
 //!
@@ -71,6 +71,7 @@ pub mod needs;
 
 pub mod inspect;
 pub mod install;
+mod rights;
 pub mod trial;
 
 pub mod points;

@@ -54,6 +54,7 @@ use tokio::time::sleep;
 
 use crate::books::{Dialect, PATIENCE, TextRow, facts_of, facts_text};
 use crate::config::ServerSettings;
+use crate::install::{names, tables_of};
 use crate::ledger::{
     LEDGER_ID, LedgerName, LedgerRow, OPERATIONS_IN_DOUBT, OnNo, RESTORING, StoredKeyRow, StoredRow, all_steps,
     bind_seed, check_marks, check_mode, check_operations, went_back,
@@ -68,6 +69,7 @@ use crate::resource::{
     Decided, Entry, Fault, Noted, OpenError, Opening, Page, Position, Prepared, Purged, Redone, Resolution, SeedError,
     Stored, Unavailable, Which,
 };
+use crate::rights::{self, is_denied};
 use crate::server::{Opened, Server};
 use crate::tables::{self, READ_MARKS, missing_marks};
 use crate::trial::{self, Tried, Wish};
@@ -161,19 +163,20 @@ impl MariadbResource {
         let clerks = pool(1, settings.lock_timeout)?;
         let mut clerk = clerks.lease().await?;
         check_needs(&mut clerk, &settings, &opening).await?;
-        let ledger_id = prepare_ledger(&mut clerk, &opening).await?;
-        check_in_doubt(&mut clerk, &opening).await?;
-        let server = texts(&mut clerk, "asking for the server's name", &format!("select {SERVER}")).await?;
-        let server = facts_text(server).unwrap_or_default();
-        let Opening { mode, owner, operations, seeds, schema, .. } = opening;
-        if let Some(schema) = schema {
-            let ran = run(&mut clerk, &schema).await;
+        check_ledger(&mut clerk, &opening).await?;
+        if let Some(schema) = &opening.schema {
+            let ran = run(&mut clerk, schema).await;
             ran.map_err(|trouble| OpenError::Schema { code: trouble.code })?;
         }
         check_engines(&mut clerk).await?;
-        for step in all_steps(&operations, &seeds) {
+        for step in all_steps(&opening.operations, &opening.seeds) {
             check_statement(&mut clerk, step).await?;
         }
+        // The last of all, so that a database that is refused is left as it was.
+        let ledger_id = prepare_ledger(&mut clerk, &opening).await?;
+        let server = texts(&mut clerk, "asking for the server's name", &format!("select {SERVER}")).await?;
+        let server = facts_text(server).unwrap_or_default();
+        let Opening { mode, owner, operations, seeds, .. } = opening;
         clerk.give_back();
         let held = Arc::new(Held::default());
         tokio::spawn(Held::close_what_stays(Arc::downgrade(&held)));
@@ -529,6 +532,8 @@ pub(crate) async fn try_all(
     let pool = Pool::new(Dialer::new(settings, settings.lock_timeout)?, 1);
     let mut lease = pool.lease().await?;
     check_engines(&mut lease).await?;
+    let there = there(&mut lease).await?;
+    check_ledger_rights(&mut lease, &there).await?;
     let mut unfit = Vec::new();
     for step in trial::steps(opening) {
         unfit.extend(trial::unfit(check_statement(&mut lease, step).await)?);
@@ -889,15 +894,38 @@ async fn check_needs(clerk: &mut Conn, settings: &ServerSettings, opening: &Open
     needs::refuse(all)
 }
 
-/// An account that may not see the list has nothing in it.
-async fn check_in_doubt(clerk: &mut Conn, opening: &Opening) -> Result<(), OpenError> {
-    let rows = query(clerk, "select count(*) from suture_ledger where state = 'in_doubt'").await;
-    let rows = rows.map_err(|trouble| trouble.unavailable("reading the ledger"))?;
+/// Refuses a ledger that is somebody else's, or holds in doubt what nobody would finish. Some of its tables may be missing, for each
+/// is created by itself.
+async fn check_ledger(clerk: &mut Conn, opening: &Opening) -> Result<(), OpenError> {
+    let there = there(clerk).await?;
+    if there.contains("suture_meta") {
+        check_marks(&facts_of(texts(clerk, "reading the ledger's marks", READ_MARKS).await?), opening)?;
+    }
+    check_ledger_rights(clerk, &there).await?;
+    let (mut rows, mut noted) = (0, Vec::new());
+    if there.contains("suture_ledger") {
+        noted = texts(clerk, "reading the ledger", OPERATIONS_IN_DOUBT).await?;
+        let counted = query(clerk, "select count(*) from suture_ledger where state = 'in_doubt'").await;
+        let counted = counted.map_err(|trouble| trouble.unavailable("reading the ledger"))?;
+        rows = counted.first().and_then(|row| column(row, 0)).unwrap_or(0);
+    }
+    // An account that may not see the list has nothing in it.
     let listed = query(clerk, "xa recover").await.unwrap_or_default();
     let ours = listed.iter().filter_map(listed_gid).filter(|gid| gid.owner == opening.owner).count();
-    let rows = rows.first().and_then(|row| column(row, 0)).unwrap_or(0);
     check_mode(opening.mode, rows, i64::try_from(ours).unwrap_or(i64::MAX))?;
-    check_operations(&opening.operations, texts(clerk, "reading the ledger", OPERATIONS_IN_DOUBT).await?)
+    check_operations(&opening.operations, noted)
+}
+
+async fn check_ledger_rights(clerk: &mut Conn, there: &BTreeSet<String>) -> Result<(), OpenError> {
+    for step in rights::of_ledger(there) {
+        check_statement(clerk, &step).await?;
+    }
+    Ok(())
+}
+
+/// The tables that are there.
+async fn there(clerk: &mut Conn) -> Result<BTreeSet<String>, Unavailable> {
+    Ok(names(texts(clerk, "looking for the ledger", tables_of(sql::Dialect::Mariadb)).await?))
 }
 
 /// What another engine holds would survive a rollback.
@@ -906,12 +934,13 @@ async fn check_engines(clerk: &mut Conn) -> Result<(), OpenError> {
     needs::refuse(vec![needs::of_engines(table.as_deref())])
 }
 
-/// Whether a step fits the tables. Preparing it shows its syntax, and not whether the columns exist that an `insert .. select`
-/// names; EXPLAIN shows that, and runs nothing.
+/// Whether a step fits the tables, and the account may run it. Preparing it shows its syntax, and not whether the columns exist
+/// that an `insert .. select` names; EXPLAIN shows that, and runs nothing.
 async fn check_statement(clerk: &mut Conn, step: &operations::Step) -> Result<(), OpenError> {
     let refused = |error: Error| {
         let trouble = trouble(&error);
         match error {
+            Error::Server(error) if is_denied(&trouble.code) => rights::lacks(step, trouble.code, error.message),
             Error::Server(error) if trouble.blame != Blame::Database => {
                 OpenError::Statement { place: step.place.clone(), code: trouble.code, said: error.message }
             }
@@ -932,14 +961,9 @@ async fn check_statement(clerk: &mut Conn, step: &operations::Step) -> Result<()
 async fn prepare_ledger(clerk: &mut Conn, opening: &Opening) -> Result<String, OpenError> {
     let failed = |trouble: Trouble| OpenError::from(trouble.unavailable("creating the ledger"));
     let reading = "reading the ledger's marks";
-    let there = "select table_name from information_schema.tables where table_schema = database()";
-    let there = texts(clerk, "looking for the ledger", there).await?;
-    let is_there = |table: &str| there.iter().any(|row| row.first().is_some_and(|name| name.as_deref() == Some(table)));
-    if is_there("suture_meta") {
-        check_marks(&facts_of(texts(clerk, reading, READ_MARKS).await?), opening)?;
-    }
+    let there = there(clerk).await?;
     for (name, columns) in tables::MARIADB {
-        if !is_there(name) {
+        if !there.contains(name) {
             run(clerk, &tables::mariadb_table(name, columns)).await.map_err(failed)?;
         }
     }

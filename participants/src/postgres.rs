@@ -45,9 +45,10 @@ use tokio_postgres::{AsyncMessage, Client, Error, NoTls, SimpleQueryMessage, Sta
 use crate::books::{Dialect, PATIENCE, TextRow, facts_of};
 use crate::config::ServerSettings;
 use crate::flights::{InFlight, one_behind_the_other};
+use crate::install::{names, tables_of};
 use crate::ledger::{
     LEDGER_ID, LedgerName, LedgerRow, OPERATIONS_IN_DOUBT, OnNo, RESTORING, StoredKeyRow, StoredRow, all_steps,
-    bind_seed, check_mode, check_operations, went_back,
+    bind_seed, check_marks, check_mode, check_operations, went_back,
 };
 use crate::needs;
 use crate::points::{Act, around};
@@ -59,6 +60,7 @@ use crate::resource::{
     Decided, Entry, Fault, Noted, OpenError, Opening, Page, Position, Prepared, Purged, Redone, Resolution, SeedError,
     Stored, Unavailable, Which,
 };
+use crate::rights::{self, is_denied};
 use crate::server::{Opened, Server};
 use crate::tables::{self, READ_MARKS, missing_marks};
 use crate::trial::{self, Tried, Wish};
@@ -101,6 +103,8 @@ const FINISH_ROW: &str = "
     update suture_ledger set state = $2, changed_at = now(), live_key = case when $2 = 'committed' then live_key end
     where txid = $1";
 
+const LOOKING: &str = "looking for the ledger";
+
 /// Which server this is: a standby that is promoted begins a timeline of its own.
 const SERVER: &str = "
     select system_identifier || '/' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) from pg_control_system()";
@@ -125,22 +129,17 @@ impl PostgresResource {
         let mut clerk = clerks.lease().await?;
         let facts = facts_of(texts(&clerk.client, "reading settings", &needs::postgres_facts(&opening.owner)).await?);
         needs::refuse(needs::of_postgres(&facts, opening.mode, &settings))?;
-        let ledger_id = prepare_ledger(&clerk.client, &opening).await?;
-        let in_doubt = "select (select count(*) from suture_ledger where state = 'in_doubt'),
-                               (select count(*) from pg_prepared_xacts
-                                where database = current_database() and position($1 in gid) > 0)";
-        let in_doubt = clerk.client.query_one(in_doubt, &[&mark(&opening.owner)]).await;
-        let in_doubt = in_doubt.map_err(|error| unavailable("reading the ledger", &error))?;
-        check_mode(opening.mode, in_doubt.get(0), in_doubt.get(1))?;
-        check_operations(&opening.operations, texts(&clerk.client, "reading the ledger", OPERATIONS_IN_DOUBT).await?)?;
-        let Opening { mode, owner, operations, seeds, schema, .. } = opening;
-        if let Some(schema) = schema {
+        check_ledger(&mut clerk, &opening).await?;
+        if let Some(schema) = &opening.schema {
             let failed = |error: Error| OpenError::Schema { code: sqlstate(&error) };
-            clerk.client.batch_execute(&schema).await.map_err(failed)?;
+            clerk.client.batch_execute(schema).await.map_err(failed)?;
         }
-        for step in all_steps(&operations, &seeds) {
+        for step in all_steps(&opening.operations, &opening.seeds) {
             check_statement(&mut clerk, step).await?;
         }
+        // The last of all, so that a database that is refused is left as it was.
+        let ledger_id = prepare_ledger(&clerk.client, &opening).await?;
+        let Opening { mode, owner, operations, seeds, .. } = opening;
         let server = clerk.client.query_one(SERVER, &[]).await;
         let server = server.map_err(|error| unavailable("asking for the server's name", &error))?.get(0);
         clerk.give_back();
@@ -509,6 +508,7 @@ pub(crate) async fn try_all(
 ) -> Result<Vec<Tried>, OpenError> {
     let pool = Pool::new(Dialer::new(settings, &opening.owner, settings.lock_timeout)?, 1);
     let mut lease = pool.lease().await?;
+    check_ledger_rights(&mut lease).await?;
     let mut unfit = Vec::new();
     for step in trial::steps(opening) {
         unfit.extend(trial::unfit(check_statement(&mut lease, step).await)?);
@@ -838,24 +838,66 @@ async fn rows_of_keys(connection: &mut Connection, keys: &[&str]) -> Result<Vec<
 
 // ---- opening ---------------------------------------------------------------------------------------------------------
 
-/// Whether a step fits the tables.
+/// Whether a step fits the tables, and the role may run it. To parse it shows the one, EXPLAIN the other.
 async fn check_statement(connection: &mut Connection, step: &operations::Step) -> Result<(), OpenError> {
-    let prepared = connection.statement_of(step).await.map(drop);
-    prepared.map_err(|error| match blame(&error) {
-        Blame::Database => OpenError::from(unavailable("checking statements", &error)),
-        _ => OpenError::Statement {
-            place: step.place.clone(),
-            code: sqlstate(&error),
-            said: error.as_db_error().map(|error| error.message().to_string()).unwrap_or_default(),
-        },
-    })
+    let refused = |error: &Error| {
+        let (code, said) = (sqlstate(error), error.as_db_error().map(|error| error.message().to_string()));
+        match blame(error) {
+            Blame::Database => OpenError::from(unavailable("checking statements", error)),
+            _ if is_denied(&code) => rights::lacks(step, code, said.unwrap_or_default()),
+            _ => OpenError::Statement { place: step.place.clone(), code, said: said.unwrap_or_default() },
+        }
+    };
+    connection.statement_of(step).await.map_err(|error| refused(&error))?;
+    let types: Vec<Type> = step.kinds.iter().map(|kind| type_of(*kind)).collect();
+    let nulls: Vec<_> = step.kinds.iter().map(|kind| bound_value(&Value::Null, *kind)).collect();
+    let client = &connection.client;
+    let explained = async {
+        let explain = client.prepare_typed(&format!("explain {}", step.sql), &types).await?;
+        client.execute(&explain, &references(&nulls)).await
+    };
+    match explained.await {
+        // What cannot be planned without values says nothing about rights.
+        Err(error) if !is_denied(&sqlstate(&error)) && blame(&error) != Blame::Database => Ok(()),
+        explained => explained.map(drop).map_err(|error| refused(&error)),
+    }
+}
+
+async fn check_ledger_rights(connection: &mut Connection) -> Result<(), OpenError> {
+    let tables = texts(&connection.client, LOOKING, tables_of(sql::Dialect::Postgres)).await?;
+    for step in rights::of_ledger(&names(tables)) {
+        check_statement(connection, &step).await?;
+    }
+    Ok(())
+}
+
+/// Refuses a ledger that is somebody else's, or holds in doubt what nobody would finish.
+async fn check_ledger(connection: &mut Connection, opening: &Opening) -> Result<(), OpenError> {
+    let is_there = !texts(&connection.client, LOOKING, DIALECT.is_there).await?.is_empty();
+    let (mut rows, mut noted) = (0, Vec::new());
+    if is_there {
+        check_marks(&facts_of(texts(&connection.client, "reading the ledger's marks", READ_MARKS).await?), opening)?;
+        check_ledger_rights(connection).await?;
+        rows = count(&connection.client, "select count(*) from suture_ledger where state = 'in_doubt'", &[]).await?;
+        noted = texts(&connection.client, "reading the ledger", OPERATIONS_IN_DOUBT).await?;
+    }
+    let listed = "select count(*) from pg_prepared_xacts
+                  where database = current_database() and position($1 in gid) > 0";
+    let listed = count(&connection.client, listed, &[&mark(&opening.owner)]).await?;
+    check_mode(opening.mode, rows, listed)?;
+    check_operations(&opening.operations, noted)
+}
+
+async fn count(client: &Client, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<i64, Unavailable> {
+    let counted = client.query_one(sql, parameters).await;
+    Ok(counted.map_err(|error| unavailable("reading the ledger", &error))?.get(0))
 }
 
 /// Creates the tables where there are none, checks the marks, and answers the ledger's name. Where they are there no right to create
 /// any is needed.
 async fn prepare_ledger(client: &Client, opening: &Opening) -> Result<String, OpenError> {
     let failed = |error: Error| unavailable("creating the ledger", &error);
-    if texts(client, "looking for the ledger", DIALECT.is_there).await?.is_empty() {
+    if texts(client, LOOKING, DIALECT.is_there).await?.is_empty() {
         // Two that start at once would both create; the number is only a name for the lock.
         let create = format!("begin; select pg_advisory_xact_lock(7355608571); {} commit", tables::POSTGRES);
         client.batch_execute(&create).await.map_err(failed)?;

@@ -326,7 +326,7 @@ pub struct Opening {
     pub identity_fingerprint: Option<String>,
     /// A script that creates the business tables where they are missing.
     pub schema: Option<String>,
-    /// What may be prepared.
+    /// What may be prepared. None: nothing is prepared, confirmed or cancelled, and what is in doubt is left as it is.
     pub operations: BTreeMap<String, Operation>,
     /// What may be seeded.
     pub seeds: BTreeMap<String, Seed>,
@@ -386,6 +386,18 @@ pub enum OpenError {
         /// The database's code.
         code: String,
         /// What the database said. No value goes with a statement that is only checked, so this text holds none.
+        said: String,
+    },
+    /// The role may not run a statement.
+    #[error("{place} needs a right that this user lacks: {needed} ({code}: {said})")]
+    Lacks {
+        /// The step's place in the configuration; or it is a statement about the ledger.
+        place: String,
+        /// All rights that it needs, as they stand in a GRANT.
+        needed: String,
+        /// The database's code.
+        code: String,
+        /// What the database said. The statement had no values, so this text holds none.
         said: String,
     },
     /// The schema script failed.

@@ -39,7 +39,7 @@ use crate::books::{self, TextRow};
 use crate::config::SqliteSettings;
 use crate::ledger::{
     LEDGER_ID, LedgerName, OPERATIONS_IN_DOUBT, OnNo, RESTORING, StoredKeyRow, StoredRow, all_steps, bind_seed,
-    check_operations, states_of, went_back,
+    check_marks, check_operations, states_of, went_back,
 };
 use crate::needs;
 use crate::points::{Act, around};
@@ -212,14 +212,13 @@ struct Ledger {
 
 impl Ledger {
     fn open(settings: &SqliteSettings, opening: Opening) -> Result<Self, OpenError> {
-        let connection = connect(&settings.path, settings.busy_timeout)?;
+        let connection = connect(&settings.path, settings.busy_timeout, opening.schema.is_some())?;
         let (path, file) = (settings.path.clone(), file_id(&settings.path));
         let creating = |error: rusqlite::Error| unavailable("creating the ledger", &error);
         let is_there = connection.prepare(DIALECT.is_there).and_then(|mut look| look.exists([])).map_err(creating)?;
-        if !is_there {
-            connection.execute_batch(&format!("begin immediate; {} commit;", tables::SQLITE)).map_err(creating)?;
+        if is_there {
+            check_marks(&read_meta(&connection)?, &opening)?;
         }
-        let name = Arc::new(LedgerName::new(check_meta(&connection, &opening)?));
         if let Some(schema) = &opening.schema {
             let failed = |error: rusqlite::Error| OpenError::Schema { code: number(&error) };
             connection.execute_batch(schema).map_err(failed)?;
@@ -227,10 +226,19 @@ impl Ledger {
                 return Err(OpenError::Schema { code: "an open transaction at its end".to_string() });
             }
         }
-        let Opening { operations, seeds, .. } = opening;
-        for step in all_steps(&operations, &seeds) {
+        for step in all_steps(&opening.operations, &opening.seeds) {
             check_statement(&connection, step)?;
         }
+        // The last of all, so that a file that is refused is left as it was.
+        set(
+            &connection,
+            ("journal_mode", "wal", "wal", "put the file on a local disk that can hold a write-ahead log"),
+        )?;
+        if !is_there {
+            connection.execute_batch(&format!("begin immediate; {} commit;", tables::SQLITE)).map_err(creating)?;
+        }
+        let name = Arc::new(LedgerName::new(check_meta(&connection, &opening)?));
+        let Opening { operations, seeds, .. } = opening;
         connection.set_prepared_statement_cache_capacity(256);
         let ledger =
             Self { connection, has_savepoint: false, path, file, name, operations: Arc::new(operations), seeds };
@@ -615,35 +623,46 @@ fn count_rows(connection: &Connection, step: &operations::Step, values: &Values)
     Ok(count)
 }
 
-/// Opens the file with safe settings, each read back.
-fn connect(path: &Path, busy_timeout: Duration) -> Result<Connection, OpenError> {
+/// Opens the file with safe settings of the connection, each read back. A file that is not there is made only for who brings the tables:
+/// without these it is a wrong path.
+fn connect(path: &Path, busy_timeout: Duration, may_make: bool) -> Result<Connection, OpenError> {
     needs::refuse(vec![needs::of_sqlite(rusqlite::version())])?;
     let failed = |error: rusqlite::Error| unavailable("opening the file", &error);
-    let connection = Connection::open(path).map_err(failed)?;
+    let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    flags.set(OpenFlags::SQLITE_OPEN_CREATE, may_make);
+    let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
     connection.busy_timeout(busy_timeout).map_err(failed)?;
     let timeout_ms = busy_timeout.as_millis().to_string();
     let settings = [
-        ("journal_mode", "wal", "wal", "put the file on a local disk that can hold a write-ahead log"),
         ("synchronous", "full", "2", "use SQLite's own build; NORMAL loses commits on power loss"),
         ("foreign_keys", "on", "1", "use a build with foreign keys"),
         ("busy_timeout", timeout_ms.as_str(), timeout_ms.as_str(), "set busy_timeout_ms to at most 2147483647"),
     ];
-    for (setting, set, expected, remedy) in settings {
-        // Some answer with the new value, some with nothing; only what is read back afterwards counts.
-        connection.pragma_update(None, setting, set).map_err(failed)?;
-        let value = connection
-            .pragma_query_value(None, setting, |row| {
-                Ok(match row.get_ref(0)? {
-                    ValueRef::Integer(number) => number.to_string(),
-                    other => other.as_str().unwrap_or("?").to_string(),
-                })
-            })
-            .map_err(failed)?;
-        if value != expected {
-            return Err(OpenError::Need { setting, value, remedy: remedy.to_string() });
-        }
+    for setting in settings {
+        set(&connection, setting)?;
     }
     Ok(connection)
+}
+
+/// A setting, its new value, how that is read back, and what to do if it is another one.
+type Setting<'a> = (&'static str, &'a str, &'a str, &'a str);
+
+fn set(connection: &Connection, (setting, set, expected, remedy): Setting<'_>) -> Result<(), OpenError> {
+    let failed = |error: rusqlite::Error| unavailable("opening the file", &error);
+    // Some answer with the new value, some with nothing; only what is read back afterwards counts.
+    connection.pragma_update(None, setting, set).map_err(failed)?;
+    let value = connection
+        .pragma_query_value(None, setting, |row| {
+            Ok(match row.get_ref(0)? {
+                ValueRef::Integer(number) => number.to_string(),
+                other => other.as_str().unwrap_or("?").to_string(),
+            })
+        })
+        .map_err(failed)?;
+    match value == expected {
+        true => Ok(()),
+        false => Err(OpenError::Need { setting, value, remedy: remedy.to_string() }),
+    }
 }
 
 /// Whether a step fits the tables.
@@ -658,15 +677,18 @@ fn check_statement(connection: &Connection, step: &operations::Step) -> Result<(
 
 /// Checks the ledger's marks and answers its name.
 fn check_meta(connection: &Connection, opening: &Opening) -> Result<String, OpenError> {
-    let failed = |error: rusqlite::Error| unavailable("reading the ledger's marks", &error);
-    let read = |connection: &Connection| -> rusqlite::Result<BTreeMap<String, String>> {
-        connection.prepare(READ_MARKS)?.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
-    };
-    for sql in missing_marks(Dialect::Sqlite, &read(connection).map_err(failed)?, opening)? {
+    let failed = |error: rusqlite::Error| unavailable("writing the ledger's marks", &error);
+    for sql in missing_marks(Dialect::Sqlite, &read_meta(connection)?, opening)? {
         connection.execute_batch(&sql).map_err(failed)?;
     }
-    let found = read(connection).map_err(failed)?;
-    found.get(LEDGER_ID).cloned().ok_or_else(|| broken("ledger_id").into())
+    read_meta(connection)?.remove(LEDGER_ID).ok_or_else(|| broken("ledger_id").into())
+}
+
+fn read_meta(connection: &Connection) -> Result<BTreeMap<String, String>, Unavailable> {
+    let read = || -> rusqlite::Result<BTreeMap<String, String>> {
+        connection.prepare(READ_MARKS)?.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+    };
+    read().map_err(|error| unavailable("reading the ledger's marks", &error))
 }
 
 /// Runs every operation in a local transaction that is rolled back. The file is as it is found: its journal too.

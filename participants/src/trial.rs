@@ -23,6 +23,7 @@ use suture_participants_core::operations::{Operation, Rows, Step, Values};
 use crate::config::{Database, ParticipantConfig};
 use crate::reserve::{Session, Work};
 use crate::resource::{OpenError, Opening, Unavailable};
+use crate::rights::is_denied;
 use crate::trouble::{Blame, Landed, Trouble};
 use crate::{mariadb, postgres, sqlite};
 
@@ -75,8 +76,10 @@ pub enum StepResult {
         /// How many rows, or the database's code.
         because: String,
     },
-    /// It does not run: not with these tables, types or rights. Text of the template's own, or a code.
+    /// It does not run: not with these tables or types. Text of the template's own, or a code.
     Broken(String),
+    /// It does not run: the role may not. Text of the template's own, or a code.
+    Denied(String),
 }
 
 impl Tried {
@@ -84,14 +87,19 @@ impl Tried {
     pub fn refusal(&self) -> Option<Code> {
         let of_step = self.steps.iter().find_map(|step| match &step.result {
             StepResult::Refuses { code, .. } => Some(code.clone()),
-            StepResult::Ran(_) | StepResult::Broken(_) => None,
+            StepResult::Ran(_) | StepResult::Broken(_) | StepResult::Denied(_) => None,
         });
         self.unusable.as_ref().map(|(code, _)| code.clone()).or(of_step)
     }
 
     /// Whether every step runs.
     pub fn runs(&self) -> bool {
-        self.steps.iter().all(|step| !matches!(step.result, StepResult::Broken(_)))
+        self.steps.iter().all(|step| !matches!(step.result, StepResult::Broken(_) | StepResult::Denied(_)))
+    }
+
+    /// Whether the role lacks a right.
+    pub fn is_denied(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step.result, StepResult::Denied(_)))
     }
 }
 
@@ -112,11 +120,16 @@ pub(crate) fn steps(opening: &Opening) -> impl Iterator<Item = &Step> {
         .flat_map(|operation| operation.prepare.iter().chain(&operation.confirm).chain(&operation.cancel))
 }
 
-/// What a step says that does not fit the tables, with its place.
-pub(crate) fn unfit(checked: Result<(), OpenError>) -> Result<Option<(String, String)>, OpenError> {
+/// Why a step cannot run, with its place.
+pub(crate) fn unfit(checked: Result<(), OpenError>) -> Result<Option<(String, StepResult)>, OpenError> {
     match checked {
         Ok(()) => Ok(None),
-        Err(OpenError::Statement { place, code, said }) => Ok(Some((place, format!("{code}: {said}")))),
+        Err(OpenError::Statement { place, code, said }) => {
+            Ok(Some((place, StepResult::Broken(format!("{code}: {said}")))))
+        }
+        Err(OpenError::Lacks { place, needed, code, said }) => {
+            Ok(Some((place, StepResult::Denied(format!("it needs {needed} ({code}: {said})")))))
+        }
         Err(error) => Err(error),
     }
 }
@@ -126,9 +139,9 @@ pub(crate) async fn try_all<S: Session>(
     session: &mut S,
     opening: &Opening,
     wish: &Wish,
-    unfit: &[(String, String)],
+    unfit: &[(String, StepResult)],
 ) -> Result<Vec<Tried>, OpenError> {
-    let unfit: BTreeMap<&str, &str> = unfit.iter().map(|(place, said)| (place.as_str(), said.as_str())).collect();
+    let unfit: BTreeMap<&str, &StepResult> = unfit.iter().map(|(place, result)| (place.as_str(), result)).collect();
     let is_wished = |operation: &&Operation| wish.operation.as_ref().is_none_or(|name| *name == operation.name);
     let mut tried = Vec::new();
     for operation in opening.operations.values().filter(is_wished) {
@@ -141,7 +154,7 @@ async fn try_one<S: Session>(
     session: &mut S,
     operation: &Operation,
     wish: &Wish,
-    unfit: &BTreeMap<&str, &str>,
+    unfit: &BTreeMap<&str, &StepResult>,
 ) -> Result<Tried, OpenError> {
     let sample = operation.sample_payload().to_string();
     let mut tried = Tried {
@@ -190,7 +203,7 @@ async fn try_one<S: Session>(
 struct Trial<'a, S> {
     session: &'a mut S,
     operation: &'a Operation,
-    unfit: &'a BTreeMap<&'a str, &'a str>,
+    unfit: &'a BTreeMap<&'a str, &'a StepResult>,
     /// An error has ended the whole local transaction, as a deadlock does.
     is_gone: bool,
 }
@@ -201,7 +214,7 @@ impl<S: Session> Trial<'_, S> {
         let mut tried = Vec::with_capacity(steps.len());
         for step in steps {
             let result = match self.unfit.get(step.place.as_str()) {
-                Some(said) => StepResult::Broken((*said).to_string()),
+                Some(result) => StepResult::clone(result),
                 None if self.is_gone => StepResult::Broken("not tried: the transaction has ended before".to_string()),
                 None => self.run(step, values, judged).await?,
             };
@@ -226,6 +239,7 @@ impl<S: Session> Trial<'_, S> {
             (Blame::Unique | Blame::Check | Blame::Busy, Some(code)) => {
                 StepResult::Refuses { code, because: trouble.code }
             }
+            (Blame::Statement, _) if is_denied(&trouble.code) => StepResult::Denied(trouble.code),
             (Blame::Statement, _) => StepResult::Broken(trouble.code),
             _ => return Err(trouble.unavailable("trying a step").into()),
         };

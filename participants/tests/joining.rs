@@ -13,9 +13,10 @@ use serde_json::value::RawValue;
 use suture_contract::ids::{Deployment, LogLetters, Shard};
 use suture_contract::messages::Prepare;
 use suture_participants::config::{Database, ParticipantConfig};
+use suture_participants::inspect::inspect;
 use suture_participants::install::{Script, Wanted};
 use suture_participants::opened::OpenedResource;
-use suture_participants::resource::{Effect, OpenError, Opening, Position, Resource};
+use suture_participants::resource::{Effect, OpenError, Opening, Position, Resource, Unavailable};
 use suture_participants::trial::{StepResult, Tried, Wish, try_operations};
 use suture_participants_core::gid::{Gid, Owner};
 
@@ -421,8 +422,10 @@ async fn serves_with_the_least_rights(db: &Db, denied: &str) {
         _ => db.execute(&format!("create user {role}")).await,
     }
     let refused = db.open(Some(&role)).await.err().unwrap();
-    let OpenError::Unavailable(unavailable) = &refused else { panic!("{refused}") };
-    assert_eq!(unavailable.code, denied, "{refused}");
+    let (OpenError::Unavailable(Unavailable { code, .. }) | OpenError::Lacks { code, .. }) = &refused else {
+        panic!("{refused}")
+    };
+    assert_eq!(code, denied, "{refused}");
     db.set_up(Some(&role)).await.unwrap();
 
     let bank = db.open(Some(&role)).await.unwrap();
@@ -442,6 +445,102 @@ async fn serves_with_the_least_rights(db: &Db, denied: &str) {
     drop(bank);
     drop(db.open(Some(&role)).await.unwrap());
     db.drop_database(Some(&role)).await;
+}
+
+// ---- refused ---------------------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn a_refused_start_leaves_a_postgres_database_as_it_was() {
+    leaves_as_it_was(&Db::postgres().await).await;
+}
+
+#[tokio::test]
+async fn a_refused_start_leaves_a_mariadb_database_as_it_was() {
+    leaves_as_it_was(&Db::mariadb("SUTURE_TEST_MARIADB").await).await;
+}
+
+#[tokio::test]
+async fn a_refused_start_leaves_a_sqlite_file_as_it_was() {
+    let db = Db::sqlite();
+    let refused = db.open(None).await.err().unwrap();
+    assert_eq!(refused.to_string(), "the database is unavailable while opening the file (SQLite 14)");
+    assert!(!std::path::Path::new(&db.url(None)).exists(), "a wrong path");
+    leaves_as_it_was(&db).await;
+    let before = std::fs::read(db.url(None)).unwrap();
+    drop(db.open(None).await);
+    assert!(std::fs::read(db.url(None)).unwrap() == before, "its journal mode too");
+}
+
+async fn leaves_as_it_was(db: &Db) {
+    db.execute("create table somebodys (id integer)").await;
+    let refused = db.open(None).await.err().unwrap();
+    assert!(matches!(&refused, OpenError::Statement { .. }), "{refused}");
+    assert!(db.try_to("select * from suture_meta").await.is_err(), "no ledger is made");
+    db.drop_database(None).await;
+}
+
+#[tokio::test]
+async fn a_right_that_a_postgres_role_lacks_is_refused_at_start() {
+    lacks_a_right(&Db::postgres().await, "42501").await;
+}
+
+#[tokio::test]
+async fn a_right_that_a_mariadb_account_lacks_is_refused_at_start() {
+    lacks_a_right(&Db::mariadb("SUTURE_TEST_MARIADB").await, "1142").await;
+}
+
+#[tokio::test]
+async fn a_right_that_a_mysql_account_lacks_is_refused_at_start() {
+    if std::env::var("SUTURE_TEST_MYSQL").is_ok() {
+        lacks_a_right(&Db::mariadb("SUTURE_TEST_MYSQL").await, "1142").await;
+    }
+}
+
+/// At run time each branch would be refused for it, and not tried again.
+async fn lacks_a_right(db: &Db, denied: &str) {
+    db.execute(SCHEMA).await;
+    let role = format!("r{}", name());
+    match db {
+        Db::Postgres { .. } => db.execute(&format!("create role {role} login")).await,
+        _ => db.execute(&format!("create user {role}")).await,
+    }
+    db.set_up(Some(&role)).await.unwrap();
+    let (config, opening) = db.config(Some(&role), XA);
+    for (right, place, expected) in [
+        ("update on shelf", "operation.put.prepare[0]", "select, update on shelf"),
+        ("insert on item", "operation.put.prepare[1]", "insert on item"),
+        ("delete on suture_ledger", "the ledger", "select, delete on suture_ledger"),
+    ] {
+        db.execute(&format!("revoke {right} from {role}")).await;
+        let refused = db.open(Some(&role)).await.err().unwrap();
+        let OpenError::Lacks { place: found, needed, code, .. } = &refused else { panic!("{refused}") };
+        assert_eq!((found.as_str(), needed.as_str(), code.as_str()), (place, expected, denied), "{refused}");
+        let seen = inspect(&config, &opening).await.unwrap();
+        assert_eq!(seen.lacks, [refused.to_string()], "the doctor says the same");
+        assert_eq!(seen.unfit, []);
+        match try_operations(&config, opening.clone(), Wish::default()).await {
+            Ok(tried) => {
+                let broken = tried[0].steps.iter().find(|step| step.place == place).unwrap();
+                let StepResult::Denied(said) = &broken.result else { panic!("{broken:?}") };
+                assert!(tried[0].is_denied() && said.contains(expected) && said.contains(denied), "{said}");
+            }
+            Err(error) => assert_eq!(error, refused, "of the ledger"),
+        }
+        db.execute(&format!("grant {right} to {role}")).await;
+    }
+    // As somebody may give it who gives less, or to many at once.
+    db.execute(&format!("revoke update on shelf from {role}")).await;
+    db.execute(&format!("grant update (held) on shelf to {role}")).await;
+    drop(db.open(Some(&role)).await.unwrap());
+    let Db::Postgres { server, .. } = db else { return db.drop_database(Some(&role)).await };
+    let group = format!("g{role}");
+    db.execute(&format!("revoke update (held) on shelf from {role}; create role {group}; grant {group} to {role}"))
+        .await;
+    assert!(matches!(db.open(Some(&role)).await.err(), Some(OpenError::Lacks { .. })));
+    db.execute(&format!("grant update on shelf to {group}")).await;
+    drop(db.open(Some(&role)).await.unwrap());
+    db.drop_database(Some(&role)).await;
+    execute_on_postgres(server, &format!("drop role {group}")).await.unwrap();
 }
 
 // ---- trying ----------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ url = "URL"
 [operation.put]
 parameters.id = { path = "/id", type = "text" }
 [[operation.put.prepare]]
-sql = "insert into suture_meta (name, value) values (:id, :txid)"
+sql = "select 1 where :id <> :txid"
 rows = 1
 "#;
 

@@ -169,9 +169,9 @@ fn rights(name: &str, inspection: &Inspection) -> Vec<Line> {
     if inspection.lacks.is_empty() {
         return vec![Line::ok(GROUP, subject, "all that it needs")];
     }
-    let lacks = format!("lacks {}", inspection.lacks.join(", "));
+    let lacks = inspection.lacks.join("; ");
     let mend = format!("suture participant init {name} --database ADMIN_URL --apply");
-    vec![Line::bad(GROUP, subject, lacks, "its branches are refused, or its ledger cannot be written", mend)]
+    vec![Line::bad(GROUP, subject, lacks, "its participant does not start", mend)]
 }
 
 fn operations(name: &str, inspection: &Inspection) -> Vec<Line> {

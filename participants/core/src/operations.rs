@@ -462,6 +462,13 @@ impl Seed {
 }
 
 impl Step {
+    /// A statement without values that stands in no configuration.
+    pub fn own(place: &str, sql: String) -> Self {
+        let place = place.to_string();
+        let (marks, binds, kinds, rows) = (Vec::new(), Vec::new(), Vec::new(), Rows::Any);
+        Self { place, sql, marks, binds, kinds, rows, code: None, unique: None, check: None }
+    }
+
     /// The step's own values, in the order of its placeholders.
     pub fn values<'a>(&'a self, all: &'a Values) -> impl ExactSizeIterator<Item = &'a Value> + Clone {
         self.binds.iter().map(|&bind| all.0.get(bind).unwrap_or(&Value::Null))
