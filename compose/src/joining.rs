@@ -3,6 +3,7 @@
 //! ```text
 //! init NAME --database URL      SQL on standard output: the ledger (or what brings an older one up to date), least rights
 //! init NAME --apply             the same, run
+//! init NAME --offline           the SQL for a database without a ledger, which is not looked at
 //! init NAME --toml              a participant's file to begin with
 //! check NAME                    every operation, tried and rolled back
 //! ```
@@ -18,7 +19,7 @@ use serde_json::value::RawValue;
 use suture_contract::ids::Participant;
 use suture_participants::config::{Database, ParticipantConfig};
 use suture_participants::install::{Script, Wanted};
-use suture_participants::resource::Opening;
+use suture_participants::resource::{OpenError, Opening};
 use suture_participants::trial::{StepResult, Tried, TriedStep, Wish, try_operations};
 use suture_participants_core::gid::Owner;
 use suture_participants_core::operations::{Mode, Rows};
@@ -44,6 +45,9 @@ pub struct InitArgs {
     /// Run it, instead of printing it.
     #[arg(long, conflicts_with = "toml")]
     apply: bool,
+    /// Print it without looking at the database: for one that holds no ledger yet.
+    #[arg(long, conflicts_with_all = ["apply", "toml"])]
+    offline: bool,
     /// Print a participant's TOML file to begin with, instead of SQL.
     #[arg(long)]
     toml: bool,
@@ -65,6 +69,9 @@ pub struct CheckArgs {
     #[command(flatten)]
     config: ConfigArg,
 }
+
+const NOT_LOOKED_AT: &str = "the database could not be looked at, so there is no script (--offline prints one for a database that \
+                             holds no ledger yet)";
 
 /// Prints the SQL, or runs it.
 pub fn init(args: &InitArgs) -> anyhow::Result<ExitCode> {
@@ -110,18 +117,28 @@ pub fn init(args: &InitArgs) -> anyhow::Result<ExitCode> {
     let wanted = Wanted { database: &database, opening: &opening, role: role.as_deref() };
     block_on(async {
         let place = format!("the database of {name} ({})", database.place());
-        let mut script = Script::of(&wanted).await.with_context(|| place.clone())?;
+        let failed = |error: OpenError| anyhow::anyhow!("{place}: {error}{}", remedy(&error));
+        let mut script = match args.offline {
+            true => Script::unseen(&wanted).map_err(failed)?,
+            false => Script::of(&wanted).await.map_err(|error| match error {
+                OpenError::Unavailable(_) => failed(error).context(NOT_LOOKED_AT),
+                _ => failed(error),
+            })?,
+        };
         if configured.is_none() {
             script.notes.push(format!("{name} is not configured: its rights on tables of the business are left out"));
         }
         if !args.apply {
+            if args.offline {
+                eprintln!("suture: {place}: not looked at: whether it holds a ledger already, and which tables");
+            }
             print!("{}", script.text());
             return Ok(ExitCode::SUCCESS);
         }
         for note in &script.notes {
             eprintln!("suture: {place}: {note}");
         }
-        script.run(&wanted).await.map_err(|error| anyhow::anyhow!("{place}: {error}{}", remedy(&error)))?;
+        script.run(&wanted).await.map_err(failed)?;
         eprintln!("suture: {place}: {} statements were run", script.statements.len());
         Ok(ExitCode::SUCCESS)
     })

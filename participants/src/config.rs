@@ -88,13 +88,18 @@ pub enum Database {
 }
 
 impl Database {
-    /// A database by its URL alone: `postgres://`, `mysql://`, else the path of a SQLite file. Everything else as it is where a
+    /// A database by its URL alone: `postgres://`, `mysql://`, or the path of a SQLite file. Everything else as it is where a
     /// configuration says nothing.
     pub fn of_url(url: &str) -> Result<Self, ConfigError> {
         let kind = match url.split_once("://") {
             Some(("postgres" | "postgresql", _)) => RawKind::Postgres,
             Some(("mysql" | "mariadb", _)) => RawKind::Mariadb,
-            _ => RawKind::Sqlite,
+            Some((scheme, _)) => {
+                let text = "is no kind of database; write postgres://.., mysql://.. (MariaDB too), or the path of a SQLite \
+                            file";
+                return Err(problem(Path::new("--database"), &format!("{scheme}://"), text.to_string()));
+            }
+            None => RawKind::Sqlite,
         };
         let is_file = matches!(kind, RawKind::Sqlite);
         let raw = RawDatabase {
@@ -133,6 +138,18 @@ impl Database {
                 settings.url.parse::<tokio_postgres::Config>().ok()?.get_user().map(str::to_string)
             }
             Self::Mariadb(settings) => mysql_async::Opts::from_url(&settings.url).ok()?.user().map(str::to_string),
+        }
+    }
+
+    /// Its name on its server; a file has none.
+    pub fn name(&self) -> Option<String> {
+        match self {
+            Self::Sqlite(_) => None,
+            Self::Postgres(settings) => {
+                let config = settings.url.parse::<tokio_postgres::Config>().ok()?;
+                config.get_dbname().or(config.get_user()).map(str::to_string)
+            }
+            Self::Mariadb(settings) => mysql_async::Opts::from_url(&settings.url).ok()?.db_name().map(str::to_string),
         }
     }
 
@@ -558,6 +575,16 @@ mod tests {
             let problem = parsed(&head).unwrap_err().to_string();
             assert!(problem.starts_with(expected), "{problem}");
         }
+    }
+
+    #[test]
+    fn a_url_tells_the_kind_of_database() {
+        assert!(matches!(Database::of_url("postgres://u@h/d"), Ok(Database::Postgres(_))));
+        assert!(matches!(Database::of_url("mysql://u@h/d"), Ok(Database::Mariadb(_))));
+        assert!(matches!(Database::of_url("/var/lib/p.sqlite"), Ok(Database::Sqlite(_))));
+        let refused = Database::of_url("xx://u:canary@h/d").unwrap_err().to_string();
+        let expected = "--database: xx://: is no kind of database; write postgres://.., mysql://..";
+        assert!(refused.starts_with(expected) && !refused.contains("canary"), "{refused}");
     }
 
     #[test]

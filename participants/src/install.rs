@@ -35,6 +35,9 @@ pub(crate) const LEDGER: [(&str, &str); 5] = [
     ("suture_ledger", "txid"),
 ];
 
+const UNSEEN: &str = "this is for a database that holds no ledger yet, and every table that a step names; on PostgreSQL in the \
+                      schema public";
+
 /// What is to be set up.
 #[derive(Debug, Clone)]
 pub struct Wanted<'a> {
@@ -62,29 +65,34 @@ impl Script {
     /// Looks at the database, and changes nothing there.
     ///
     /// # Errors
-    /// It holds somebody else's ledger, or one of a newer version.
+    /// It does not answer, or holds somebody else's ledger, or one of a newer version.
     pub async fn of(wanted: &Wanted<'_>) -> Result<Self, OpenError> {
         let Wanted { database, opening, .. } = wanted;
-        let dialect = database.dialect();
-        let mut script = Self { notes: Vec::new(), statements: Vec::new(), dialect, in_the_way: 0 };
         let is_new_file = matches!(database, Database::Sqlite(settings) if !settings.path.exists());
         let seen = match is_new_file {
             true => Seen::nothing(),
-            false => match Seen::look(database, &opening.owner).await {
-                Ok(seen) => seen,
-                Err(Unavailable { code, .. }) => {
-                    let note = format!(
-                        "{} was not looked at ({code}): this is for a database without a ledger",
-                        database.place()
-                    );
-                    script.notes.push(note);
-                    Seen::nothing()
-                }
-            },
+            false => Seen::look(database, &opening.owner).await?,
         };
-        script.tables(opening, &seen)?;
+        Self::for_what_is_there(wanted, &seen)
+    }
+
+    /// Without looking.
+    pub fn unseen(wanted: &Wanted<'_>) -> Result<Self, OpenError> {
+        let mut seen = Seen::nothing();
+        if let Some(name) = wanted.database.name() {
+            seen.database = quoted(&name, '"');
+        }
+        let mut script = Self::for_what_is_there(wanted, &seen)?;
+        script.notes.insert(0, format!("{} was not looked at: {UNSEEN}", wanted.database.place()));
+        Ok(script)
+    }
+
+    fn for_what_is_there(wanted: &Wanted<'_>, seen: &Seen) -> Result<Self, OpenError> {
+        let dialect = wanted.database.dialect();
+        let mut script = Self { notes: Vec::new(), statements: Vec::new(), dialect, in_the_way: 0 };
+        script.tables(wanted.opening, seen)?;
         if let Some(role) = wanted.role {
-            script.grants(wanted, &seen, role);
+            script.grants(wanted, seen, role);
         }
         Ok(script)
     }

@@ -447,6 +447,23 @@ async fn serves_with_the_least_rights(db: &Db, denied: &str) {
     db.drop_database(Some(&role)).await;
 }
 
+// ---- not looked at ---------------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn a_script_for_a_database_that_is_not_looked_at_must_be_asked_for() {
+    let db = Db::Postgres { server: "postgres://postgres@127.0.0.1:1/x".to_string(), name: "far_off".to_string() };
+    let (database, (_, opening)) = (db.database(), db.config(None, XA));
+    let wanted = Wanted { database: &database, opening: &opening, role: Some("somebody") };
+    let refused = Script::of(&wanted).await.unwrap_err();
+    assert_eq!(refused.to_string(), "the database is unavailable while connecting (connection)");
+    let script = Script::unseen(&wanted).unwrap();
+    assert!(script.notes[0].starts_with("127.0.0.1:1/far_off was not looked at"), "{:?}", script.notes);
+    let text = script.text();
+    for line in ["create table if not exists suture_ledger", "grant connect on database \"far_off\" to \"somebody\""] {
+        assert!(text.contains(line), "{text}");
+    }
+}
+
 // ---- refused ---------------------------------------------------------------------------------------------------------
 
 #[tokio::test]
