@@ -105,8 +105,18 @@ pub fn gives_rights(name: &str) -> String {
 
 /// What a person may do about an error that is only a code.
 pub fn remedy(error: &OpenError) -> &'static str {
-    let OpenError::Unavailable(Unavailable { code, .. }) = error else { return "" };
-    match code.as_str() {
+    let code = match error {
+        OpenError::Unavailable(Unavailable { code, .. }) => code.as_str(),
+        OpenError::Schema { code } if ["42501", "1044", "1142"].contains(&code.as_str()) => {
+            return ": this user may not create tables. If they are there, leave --create-tables out; else run the schema file as \
+                    their owner, or with an owner's URL, and then `suture participant init NAME --database ADMIN_URL --apply`";
+        }
+        _ => return "",
+    };
+    match code {
+        "connection" | "no answer in time" => {
+            ": nothing answers there; see whether the server runs, and whether host and port are right and open to this machine"
+        }
         "28P01" | "28000" => {
             ": the server refuses this user or his password; correct the URL, or the server's pg_hba.conf"
         }
@@ -118,6 +128,13 @@ pub fn remedy(error: &OpenError) -> &'static str {
         "1044" | "1142" => ": this user lacks a right; `suture participant init` prints those that it needs",
         "42501" => ": this user lacks a right; `suture participant init` prints those that it needs",
         "SQLite 14" => ": the file cannot be opened; check its path, or make it with `suture participant init`",
+        "SQLite 26" => ": this file is no SQLite database; check its path",
+        // A database that was moved; and all others that are read-only.
+        "SQLite 1032" => ": the file was moved or replaced while it was open; put it back, and start again",
+        "SQLite 8" | "SQLite 264" | "SQLite 520" | "SQLite 776" | "SQLite 1288" | "SQLite 1544" => {
+            ": the file is read-only for this user; it must be allowed to write the file and in its folder, on a disk that is \
+             mounted for writing"
+        }
         "client" => ": the server asks for a password that the URL does not give, or it is no PostgreSQL",
         _ => "",
     }
@@ -147,4 +164,29 @@ pub fn signalled() -> anyhow::Result<watch::Receiver<bool>> {
         std::process::exit(130);
     });
     Ok(stopped)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_goes_with_what_to_do() {
+        let unavailable = |code: &str| OpenError::Unavailable(Unavailable::new("connecting", code));
+        for (error, expected) in [
+            (unavailable("connection"), "whether host and port are right"),
+            (unavailable("no answer in time"), "see whether the server runs"),
+            (unavailable("28P01"), "correct the URL"),
+            (unavailable("SQLite 8"), "be allowed to write the file and in its folder"),
+            (unavailable("SQLite 1544"), "be allowed to write the file and in its folder"),
+            (unavailable("SQLite 1032"), "moved or replaced"),
+            (OpenError::Schema { code: "42501".to_string() }, "leave --create-tables out"),
+            (OpenError::Schema { code: "1142".to_string() }, "as their owner"),
+            (OpenError::Schema { code: "42601".to_string() }, ""),
+            (OpenError::NoLedger, ""),
+        ] {
+            let remedy = remedy(&error);
+            assert!(remedy.contains(expected) && remedy.is_empty() == expected.is_empty(), "{error}{remedy}");
+        }
+    }
 }

@@ -529,7 +529,7 @@ impl Visitor<'_> for RowsVisitor {
     }
 
     fn visit_i64<E: de::Error>(self, rows: i64) -> Result<Rows, E> {
-        u64::try_from(rows).map(Rows::Exactly).map_err(|_| E::custom("a number of rows is not negative"))
+        u64::try_from(rows).map(Rows::Exactly).map_err(|_| E::custom("a number of rows must not be negative"))
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<Rows, E> {
