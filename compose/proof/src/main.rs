@@ -124,7 +124,7 @@ fn report(name: &str, explored: &model::Explored, pinned: Option<u64>) -> bool {
 
 fn report_violation(name: &str, violation: &model::Violation) {
     let model::Violation { broken, way, world, states, took } = violation;
-    println!("BROKEN: {name}: {}", broken.0);
+    println!("BROKEN: {name}: {broken}");
     println!("  after {states} states and {:.1} s, in {} steps:", took.as_secs_f64(), way.len());
     way.iter().for_each(|action| println!("    {action:?}"));
     println!("  {world:?}");

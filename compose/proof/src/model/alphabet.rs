@@ -51,21 +51,34 @@ pub enum Cast {
     No(u8),
     /// A coordinator's no.
     Expired(u8),
+    /// A yes to something else under the same name.
+    OtherHash(u8),
+    /// A yes to the same, asked for at this place of a requests topic that is not there any more.
+    OtherLog(u8),
 }
 
 impl Cast {
-    const PER_REQUEST: u8 = 3;
+    const PER_REQUEST: u8 = 5;
 
-    /// Which transaction it is about.
+    /// Which place of the requests it names.
     pub fn request(self) -> usize {
-        let (Self::Yes(request) | Self::No(request) | Self::Expired(request)) = self;
+        let (Self::Yes(request)
+        | Self::No(request)
+        | Self::Expired(request)
+        | Self::OtherHash(request)
+        | Self::OtherLog(request)) = self;
         usize::from(request)
+    }
+
+    /// Whether it is a vote on that transaction.
+    pub fn is_about(self, request: usize) -> bool {
+        self.request() == request && !matches!(self, Self::OtherHash(_) | Self::OtherLog(_))
     }
 
     /// What it says.
     pub fn ballot(self) -> Ballot {
         match self {
-            Self::Yes(_) => Ballot::Yes,
+            Self::Yes(_) | Self::OtherHash(_) | Self::OtherLog(_) => Ballot::Yes,
             Self::No(_) | Self::Expired(_) => Ballot::No,
         }
     }
@@ -76,6 +89,8 @@ impl Cast {
             Self::Yes(_) => 0,
             Self::No(_) => 1,
             Self::Expired(_) => 2,
+            Self::OtherHash(_) => 3,
+            Self::OtherLog(_) => 4,
         };
         1 + self.request() as u8 * Self::PER_REQUEST + kind
     }
@@ -86,7 +101,9 @@ impl Cast {
         match (byte - 1) % Self::PER_REQUEST {
             0 => Self::Yes(request),
             1 => Self::No(request),
-            _ => Self::Expired(request),
+            2 => Self::Expired(request),
+            3 => Self::OtherHash(request),
+            _ => Self::OtherLog(request),
         }
     }
 }
@@ -156,6 +173,8 @@ pub struct Alphabet {
     pub participants: [Participant; PARTICIPANTS],
     /// The letters of the requests topic.
     pub log: LogLetters,
+    /// Those of one that was there before.
+    other_log: LogLetters,
     /// What is asked for, in the order of the log.
     pub asked: Vec<Asked>,
     requests: Vec<Bytes>,
@@ -168,11 +187,12 @@ impl Alphabet {
     /// Of these requests.
     pub fn of(asked: &[Asked]) -> Self {
         let participants = ["p", "q"].map(|name| name.parse().expect("a valid name"));
-        let log: LogLetters = "k3f9q".parse().expect("valid letters");
+        let [log, other_log] = ["k3f9q", "m8x2t"].map(|letters| letters.parse().expect("valid letters"));
         let hashes: Vec<RequestHash> = asked.iter().map(hash_of).collect();
         let mut alphabet = Self {
             participants,
             log,
+            other_log,
             asked: asked.to_vec(),
             requests: Vec::new(),
             hashes,
@@ -181,7 +201,7 @@ impl Alphabet {
         };
         alphabet.requests = (0..asked.len()).map(|request| alphabet.encode_request(request)).collect();
         for participant in 0..PARTICIPANTS {
-            let last = Cast::Expired(asked.len() as u8 - 1).to_byte();
+            let last = Cast::OtherLog(asked.len() as u8 - 1).to_byte();
             let all = (1..=last).map(|byte| alphabet.encode_vote(participant, Cast::from_byte(byte)));
             alphabet.votes[participant] = all.collect();
         }
@@ -251,9 +271,16 @@ impl Alphabet {
     }
 
     fn encode_vote(&self, participant: usize, cast: Cast) -> Bytes {
-        let txid = self.txid(cast.request());
+        let txid = match cast {
+            Cast::OtherLog(_) => Txid { log: self.other_log, ..self.txid(cast.request()) },
+            _ => self.txid(cast.request()),
+        };
+        let hash = match cast {
+            Cast::OtherHash(_) => hash_of(&Asked::Cancel(0)),
+            _ => self.hashes[cast.request()],
+        };
         let code = match cast {
-            Cast::Yes(_) => None,
+            Cast::Yes(_) | Cast::OtherHash(_) | Cast::OtherLog(_) => None,
             Cast::No(_) => Some("LIMIT"),
             Cast::Expired(_) => Some("expired"),
         };
@@ -261,7 +288,7 @@ impl Alphabet {
             txid,
             participant: self.participants[participant].clone(),
             vote: cast.ballot(),
-            hash: self.hashes[cast.request()],
+            hash,
             by: if matches!(cast, Cast::Expired(_)) { Voter::Coordinator } else { Voter::Participant },
             code: code.map(|code| code.parse().expect("a valid code")),
             duplicate_of: None,

@@ -9,6 +9,7 @@ use suture_participants_core::marks::{self, Candidate, Marks};
 use suture_participants_core::restore::{Asked as Place, Course, Has, course};
 
 use super::alphabet::{Alphabet, Asked, REQUESTS, SHARD};
+use super::property::{Broken, Property};
 
 /// A row of the ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -98,15 +99,16 @@ impl Ledger {
         }
     }
 
-    /// A prepare comes. `None`: it is parked, or changes nothing that the model holds.
-    pub fn prepare(&self, alphabet: &Alphabet, request: usize) -> Result<Vec<Self>, Violation> {
+    /// A prepare comes: what may become of it. Nothing, if it is parked.
+    pub fn prepare(&self, alphabet: &Alphabet, request: usize) -> Result<Vec<Self>, Broken> {
         let answered = |ledger: &Self, yes: bool| {
             let mut ledger = *ledger;
             let said = if yes { &mut ledger.said_yes } else { &mut ledger.said_no };
             *said |= 1 << request;
             ledger
         };
-        match self.step(alphabet, request, Event::Prepare)? {
+        let step = self.step(alphabet, request, Event::Prepare);
+        match step.map_err(|violation| Broken::of(Property::Ledger, violation))? {
             Step::AnswerYes | Step::AnswerNo => {
                 let answer = self.answer(alphabet, request).unwrap_or_else(branch::answer_without_row);
                 Ok(vec![answered(self, answer == Answer::Yes)])
@@ -121,7 +123,14 @@ impl Ledger {
                 let Asked::Request { key, attempt, .. } = alphabet.asked[request] else { return Ok(Vec::new()) };
                 let of_key = self.rows_of_key(alphabet, key);
                 let attempt = Attempt::new(attempt).expect("a valid attempt");
-                Ok(match branch::refusal_by_key(&of_key, attempt, &alphabet.hash(request)) {
+                let refusal = branch::refusal_by_key(&of_key, attempt, &alphabet.hash(request));
+                if let Some(other) = refusal.as_ref().and_then(|refusal| refusal.duplicate_of)
+                    && self.now.rows[other.offset as usize] != Kept::Committed
+                {
+                    let what = format!("{request} is refused for {}, which is not committed", other.offset);
+                    return Err(Broken::of(Property::Duplicate, what));
+                }
+                Ok(match refusal {
                     Some(refusal) if refusal.is_repeat() => vec![answered(&with(Kept::Repeat), false)],
                     Some(_) => vec![answered(&with(Kept::Refused), false)],
                     // What ran before the restore fits again; where somebody has changed the rows by hand it does not, and

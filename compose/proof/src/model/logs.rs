@@ -94,7 +94,7 @@ impl Logs {
     /// The first vote of a register, by all that was ever voted.
     pub fn register(&self, request: usize, participant: usize) -> Option<Ballot> {
         let first = self.votes[participant].bytes().iter().map(|byte| Cast::from_byte(*byte));
-        first.into_iter().find(|cast| cast.request() == request).map(Cast::ballot)
+        first.into_iter().find(|cast| cast.is_about(request)).map(Cast::ballot)
     }
 
     /// What the registers say.

@@ -16,6 +16,7 @@ mod hash;
 mod ledger;
 mod logs;
 mod owners;
+mod property;
 mod runs;
 mod situations;
 mod world;
@@ -27,8 +28,9 @@ use std::time::Duration;
 use alphabet::Alphabet;
 use hash::{Mixed, Unmixed};
 use owners::Oracle;
+use property::Broken;
 use situations::Situation;
-use world::{Action, Bounds, Broken, World};
+use world::{Action, Bounds, World};
 
 use crate::clock;
 
@@ -79,7 +81,7 @@ pub fn explore(bounds: &Bounds, most: u64, drain_every: u64) -> Result<Explored,
     let start = clock::now();
     let mut told = start;
     let alphabet = Alphabet::of(bounds.asked);
-    let mut oracle = Oracle::new(&alphabet, bounds.held_votes);
+    let mut oracle = Oracle::new(&alphabet, bounds);
     let mut seen: HashSet<u64, Unmixed> = HashSet::default();
     let mut frontier = vec![World::default()];
     seen.insert(fingerprint(&frontier[0]));
@@ -167,7 +169,7 @@ fn drain(bounds: &Bounds, alphabet: &Alphabet, oracle: &mut Oracle<'_>, world: &
 
 /// Finds the way to a state once more: only fingerprints were kept.
 fn way_to(bounds: &Bounds, alphabet: &Alphabet, to: &World) -> Vec<Action> {
-    let mut oracle = Oracle::new(alphabet, bounds.held_votes);
+    let mut oracle = Oracle::new(alphabet, bounds);
     let wanted = fingerprint(to);
     let mut known: Vec<(World, usize, Option<Action>)> = vec![(World::default(), 0, None)];
     let mut seen: HashSet<u64, Unmixed> = HashSet::default();
@@ -199,7 +201,7 @@ fn way_to(bounds: &Bounds, alphabet: &Alphabet, to: &World) -> Vec<Action> {
 
 /// The same for a state and its mirror image.
 fn fingerprint(world: &World) -> u64 {
-    Mixed.hash_one(world).min(Mixed.hash_one(world.mirrored()))
+    Mixed.hash_one(world).wrapping_add(Mixed.hash_one(world.mirrored()))
 }
 
 /// How many situations there are.

@@ -26,6 +26,8 @@ use suture_coordinator_core::shard::{Delivery, Limits, Record, Shard, Step, Stop
 use super::alphabet::{Alphabet, PARTICIPANTS, REQUESTS, SHARD};
 use super::hash::Mixed;
 use super::logs::{Log, Logs};
+use super::property::{Broken, Property};
+use super::world::Bounds;
 
 /// After every deadline.
 const LATE: Duration = Duration::from_secs(3_000);
@@ -67,6 +69,11 @@ impl Sends {
         self.0 |= sent.bit();
     }
 
+    fn has_no(self) -> bool {
+        let any = |request| (0..PARTICIPANTS).any(|participant| self.has(Sent::No(request, participant)));
+        (0..REQUESTS).any(any)
+    }
+
     fn join(&mut self, other: Self) {
         self.0 |= other.0;
     }
@@ -99,7 +106,7 @@ struct View {
 struct Seen {
     sends: Sends,
     starts: Box<[Start]>,
-    stop: Option<String>,
+    broken: Option<Broken>,
 }
 
 /// What all owners together can do.
@@ -109,20 +116,21 @@ pub struct Owners {
     pub sends: Sends,
     /// Every positions record that can have been committed, and every start without one.
     pub starts: BTreeSet<Start>,
-    /// An owner has stopped, and which.
-    pub stop: Option<String>,
+    /// What an owner has done that none may do, and which.
+    pub broken: Option<Broken>,
 }
 
 /// Remembers what was found out.
 pub struct Oracle<'a> {
     alphabet: &'a Alphabet,
     limits: Limits,
+    unknown: bool,
     views: HashMap<View, Arc<Seen>, Mixed>,
     logs: HashMap<Logs, Arc<Owners>, Mixed>,
 }
 
 /// In which order the beginnings of the logs are read.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Order {
     /// Everything is loaded, then the shard goes live.
     Loaded,
@@ -130,13 +138,17 @@ enum Order {
     Live,
     /// Votes and decisions before their requests.
     Early,
+    /// Everything is loaded, but nobody says that the votes have ended.
+    Unread,
+    /// As loaded, but this participant has no topics, and gets them later.
+    Unknown(usize),
 }
 
 impl<'a> Oracle<'a> {
     /// Knows nothing yet.
-    pub fn new(alphabet: &'a Alphabet, held_votes: usize) -> Self {
-        let limits = Limits { window: 64, held_votes };
-        Self { alphabet, limits, views: HashMap::default(), logs: HashMap::default() }
+    pub fn new(alphabet: &'a Alphabet, bounds: &Bounds) -> Self {
+        let limits = Limits { window: 64, held_votes: bounds.held_votes };
+        Self { alphabet, limits, unknown: bounds.unknown, views: HashMap::default(), logs: HashMap::default() }
     }
 
     /// How many views and how many sets of logs were played through.
@@ -163,8 +175,9 @@ impl<'a> Oracle<'a> {
                 let seen = self.view(view);
                 owners.sends.join(seen.sends);
                 unread.extend(seen.starts.iter().filter(|start| !owners.starts.contains(start)));
-                if let (Some(stop), None) = (&seen.stop, &owners.stop) {
-                    owners.stop = Some(format!("{stop}, for {view:?}"));
+                if let (Some(broken), None) = (&seen.broken, &owners.broken) {
+                    let what = format!("{}, for {view:?}", broken.what);
+                    owners.broken = Some(Broken { what, ..*broken });
                 }
             }
         }
@@ -195,29 +208,36 @@ impl<'a> Oracle<'a> {
     }
 
     fn play(&self, view: &View) -> Seen {
-        let mut seen = Seen { sends: Sends::default(), starts: Box::default(), stop: None };
+        let mut seen = Seen { sends: Sends::default(), starts: Box::default(), broken: None };
         let mut starts = BTreeSet::new();
-        for order in [Order::Loaded, Order::Live, Order::Early] {
+        let unknown = (0..PARTICIPANTS).filter(|_| self.unknown).map(Order::Unknown);
+        for order in [Order::Loaded, Order::Live, Order::Early, Order::Unread].into_iter().chain(unknown) {
             let mut tried = BTreeSet::new();
             let mut reports = vec![[0; REQUESTS]];
             while let Some(report) = reports.pop() {
                 if !tried.insert(report) {
                     continue;
                 }
-                let mut owner = Owner::new(self, view);
+                let mut owner = Owner::new(self, view, order);
                 if let Err(stop) = owner.live(order, &report) {
-                    seen.stop.get_or_insert_with(|| format!("{stop} ({order:?})"));
+                    let what = format!("an owner stops: {stop} ({order:?})");
+                    seen.broken.get_or_insert(Broken::of(Property::Stop, what));
                     continue;
                 }
+                if order == Order::Unread && owner.sends.has_no() {
+                    let what = "an owner that has not read the votes to their end says no for somebody";
+                    seen.broken.get_or_insert(Broken::of(Property::Expiry, what));
+                }
                 seen.sends.join(owner.sends);
-                starts.insert(owner.committed);
+                starts.extend(owner.committed);
                 // Whatever it has decided may be reported once more.
                 for request in 0..REQUESTS {
                     let is_decided = [Verdict::Commit, Verdict::Abort].into_iter().any(|verdict| {
                         owner.sends.has(Sent::Decision(request, verdict))
                             || owner.sends.has(Sent::Outcome(request, verdict))
                     });
-                    if is_decided && view.logged & (1 << request) != 0 && report[request] < 2 {
+                    let may = order != Order::Unread && view.logged & (1 << request) != 0;
+                    if is_decided && may && report[request] < 2 {
                         let mut more = report;
                         more[request] += 1;
                         reports.push(more);
@@ -274,17 +294,19 @@ struct Owner<'a> {
     view: &'a View,
     shard: Shard,
     sends: Sends,
-    committed: Start,
+    committed: Vec<Start>,
 }
 
 impl<'a> Owner<'a> {
-    fn new(oracle: &Oracle<'a>, view: &'a View) -> Self {
+    fn new(oracle: &Oracle<'a>, view: &'a View, order: Order) -> Self {
         let alphabet = oracle.alphabet;
         let Start { requests, decisions, votes } = view.start;
-        let votes = alphabet.participants.iter().cloned().zip(votes.map(u64::from)).collect();
+        let known = alphabet.participants.iter().cloned().zip(votes.map(u64::from)).enumerate();
+        let known = known.filter(|(participant, _)| order != Order::Unknown(*participant));
+        let votes = known.map(|(_, position)| position).collect();
         let positions = Positions { requests: requests.into(), decisions: decisions.into(), votes };
         let shard = Shard::new(alphabet.log, SHARD, 1, "suture.requests".to_string(), oracle.limits, &positions);
-        Self { alphabet, view, shard, sends: Sends::default(), committed: view.start }
+        Self { alphabet, view, shard, sends: Sends::default(), committed: vec![view.start] }
     }
 
     /// Reports: by request, how many of its appends were acknowledged, the decision first.
@@ -295,10 +317,10 @@ impl<'a> Owner<'a> {
                 self.read_votes(0, usize::from(self.view.start.votes[0]))?;
                 self.read_votes(1, usize::from(self.view.start.votes[1]))?;
                 self.read_decisions()?;
-                self.go_live()?;
+                self.go_live();
             }
             Order::Live => {
-                self.go_live()?;
+                self.go_live();
                 self.read_requests()?;
                 self.send(Duration::ZERO)?;
                 self.read_votes(1, usize::from(self.view.start.votes[1]))?;
@@ -311,7 +333,30 @@ impl<'a> Owner<'a> {
                 self.read_votes(1, usize::from(self.view.start.votes[1]))?;
                 self.read_votes(0, usize::from(self.view.start.votes[0]))?;
                 self.read_requests()?;
-                self.go_live()?;
+                self.go_live();
+            }
+            Order::Unread => {
+                self.read_requests()?;
+                self.read_votes(0, usize::from(self.view.start.votes[0]))?;
+                self.read_votes(1, usize::from(self.view.start.votes[1]))?;
+                self.read_decisions()?;
+                self.shard.go_live(Duration::ZERO, 0);
+            }
+            Order::Unknown(participant) => {
+                let known = 1 - participant;
+                self.read_requests()?;
+                self.read_votes(known, usize::from(self.view.start.votes[known]))?;
+                self.read_decisions()?;
+                self.shard.caught_up(&self.alphabet.participants[known]);
+                self.shard.go_live(Duration::ZERO, 0);
+                self.send(Duration::ZERO)?;
+                self.send(LATE)?;
+                self.committed.push(self.positions());
+                let from = self.view.start.votes[participant];
+                if self.shard.standing(&self.alphabet.participants[participant], Some(from.into())) {
+                    self.read_votes(participant, from.into())?;
+                }
+                self.shard.caught_up(&self.alphabet.participants[participant]);
             }
         }
         self.send(Duration::ZERO)?;
@@ -327,15 +372,28 @@ impl<'a> Owner<'a> {
             }
         }
         self.send(Duration::ZERO)?;
-        self.committed = self.positions();
+        self.committed.push(self.positions());
+        self.send(LATE)?;
+        self.report_noes()?;
         self.send(LATE)
     }
 
-    fn go_live(&mut self) -> Result<(), Stop> {
+    fn go_live(&mut self) {
         for participant in &self.alphabet.participants {
             self.shard.caught_up(participant);
         }
         self.shard.go_live(Duration::ZERO, 0);
+    }
+
+    /// Each is acknowledged at once: nothing may come of that, only of reading it.
+    fn report_noes(&mut self) -> Result<(), Stop> {
+        for (offset, request) in (0..).zip(0..REQUESTS) {
+            for (branch, participant) in (0..).zip(0..PARTICIPANTS) {
+                if self.sends.has(Sent::No(request, participant)) {
+                    self.shard.delivered(What::No { offset, branch }, Delivery::Acknowledged)?;
+                }
+            }
+        }
         Ok(())
     }
 
@@ -370,8 +428,9 @@ impl<'a> Owner<'a> {
     /// Steps until there is nothing more to do.
     fn send(&mut self, now: Duration) -> Result<(), Stop> {
         loop {
-            let Step { prepares, noes, decisions, outcomes, rereads, recalls, .. } = self.shard.step(now, usize::MAX);
-            let is_quiet = rereads.is_empty() && recalls.is_empty();
+            let Step { prepares, noes, decisions, outcomes, rereads, recalls, look_up, .. } =
+                self.shard.step(now, usize::MAX);
+            let is_quiet = rereads.is_empty() && recalls.is_empty() && look_up.is_empty();
             let of = |participant: &_| {
                 let position = self.alphabet.participants.iter().position(|known| known == participant);
                 position.expect("a participant of the model")
@@ -392,6 +451,9 @@ impl<'a> Owner<'a> {
             for (participant, from) in rereads {
                 self.read_votes(of(&participant), from as usize)?;
             }
+            for participant in look_up {
+                self.shard.standing(&participant, None);
+            }
             for offset in recalls {
                 let request = offset as usize;
                 self.shard.recalled(self.alphabet.request(request).at(request))?;
@@ -404,6 +466,7 @@ impl<'a> Owner<'a> {
 
     fn positions(&self) -> Start {
         let Positions { requests, decisions, votes } = self.shard.positions();
+        // Who is not in them is read from the beginning of what there is; of one that not everybody knows nothing is deleted.
         let of = |participant: usize| {
             let name = &self.alphabet.participants[participant];
             votes.iter().find(|(known, _)| known == name).map_or(0, |(_, at)| *at as u8)

@@ -13,6 +13,8 @@ const NOTHING: Bounds = Bounds {
     purge: false,
     retention: Retention::Nothing,
     restore: false,
+    strays: false,
+    unknown: false,
 };
 
 const fn of_key(attempt: u32, content: u8) -> Asked {
@@ -21,6 +23,8 @@ const fn of_key(attempt: u32, content: u8) -> Asked {
 
 const ONE: &[Asked] = &[Asked::own(0)];
 const TWO: &[Asked] = &[Asked::own(0), Asked::own(1)];
+
+const THREE: &[Asked] = &[Asked::own(0), Asked::own(1), Asked::own(2)];
 
 const ORDERED: Asked = Asked::Request { key: 0, attempt: 1, content: 0, ordered: true };
 const ORDERED_NEXT: Asked = Asked::Request { key: 1, attempt: 1, content: 0, ordered: true };
@@ -51,22 +55,25 @@ pub const CI: &[Run] = &[
     (cleaned(Bounds { decisions: 3, ..one("one request, cleaned up") }, Retention::Finished), Some(1_509_781)),
     (cleaned(one("one request, deleted too early"), Retention::Anything), Some(305_557)),
     (Bounds { restore: true, ..one("one request, restored") }, Some(53_645)),
+    (Bounds { restore: true, clean_up: true, decisions: 3, ..one("one request, restored, cleaned up") }, Some(410_639)),
     (two("two requests"), Some(881_110)),
     (Bounds { decisions: 1, held_votes: 0, ..two("two requests, no early vote held") }, Some(136_907)),
     (Bounds { asked: &[of_key(1, 0), of_key(1, 0)], ..one("one key twice") }, Some(780_182)),
     (Bounds { asked: &[of_key(1, 0), of_key(2, 0)], ..one("a second attempt") }, Some(1_250_022)),
     (Bounds { asked: &[of_key(1, 0), of_key(1, 1)], decisions: 1, ..one("a conflict") }, Some(126_873)),
     (Bounds { asked: &[Asked::own(0), Asked::Cancel(0)], ..one("cancelled") }, Some(9_151)),
+    (Bounds { decisions: 1, strays: true, ..one("stray votes") }, Some(10_505)),
+    (Bounds { unknown: true, decisions: 1, ..two("a participant that few know") }, Some(136_907)),
+    (Bounds { asked: THREE, votes: 1, decisions: 3, ..one("three requests") }, Some(2_502_212)),
+    (Bounds { asked: &[ORDERED, ORDERED_NEXT, Asked::Cancel(0)], ..one("ordered, cancelled") }, Some(656_176)),
     (Bounds { asked: &[ORDERED, ORDERED_NEXT], ..one("ordered") }, Some(330_376)),
 ];
 
 /// What runs by hand, beside those.
 pub const FULL: &[Run] = &[
     (cleaned(Bounds { votes: 3, decisions: 4, ..one("one request, cleaned up, larger") }, Retention::Finished), None),
-    (Bounds { restore: true, clean_up: true, decisions: 3, ..one("one request, restored and cleaned up") }, None),
     (cleaned(two("two requests, cleaned up, larger"), Retention::Finished), None),
     (Bounds { restore: true, ..two("two requests, restored") }, None),
     (Bounds { decisions: 3, ..two("two requests, larger") }, None),
-    (Bounds { asked: &[ORDERED, ORDERED_NEXT, Asked::Cancel(0)], ..one("ordered and cancelled") }, None),
-    (Bounds { asked: &[Asked::own(0), Asked::own(1), Asked::own(2)], ..one("three requests") }, None),
+    (Bounds { asked: THREE, ..one("three requests, larger") }, None),
 ];

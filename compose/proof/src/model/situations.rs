@@ -41,6 +41,9 @@ situations! {
     NoThenYes "a participant's yes comes behind its no",
     VoteTwice "one vote stands twice in a log",
     EarlyVote "a vote stands before one of an earlier request",
+    OtherHashFirst "a yes to something else stands before a transaction's vote",
+    OtherLogFirst "a yes to a request of a topic that is gone stands before a transaction's vote",
+    VoteOfNothing "a vote stands in the log, and what it names was not asked for",
     HalfAVote "one register is filled and the other empty",
     DecidedTwice "a decision stands in the log twice",
     DecidedThrice "a decision stands in the log three times",
@@ -60,6 +63,7 @@ situations! {
     Cancelled "a transaction is cancelled and aborted",
     CancelledTooLate "a transaction is cancelled and commits",
     InLine "an ordered transaction waits for its turn",
+    ThreeUndecided "three transactions are in doubt at once, and none is decided",
     LineMoves "two ordered transactions commit, one after the other",
     Parked "a prepare is parked behind a branch in doubt",
     Tombstone "a decision is cleaned up",
@@ -96,6 +100,10 @@ impl Situation {
         };
         let casts =
             |participant: usize| world.logs.votes[participant].bytes().iter().map(|byte| Cast::from_byte(*byte));
+        let is_before_vote = |request: usize, participant: usize, stray: Cast| {
+            let mut until = casts(participant).take_while(|cast| !cast.is_about(request));
+            until.any(|cast| cast == stray) && world.logs.register(request, participant).is_some()
+        };
         let decisions = || world.logs.decisions.bytes().iter().map(|byte| Noted::from_byte(*byte));
         let copies = |request: usize| {
             decisions().filter(|noted| matches!(noted, Noted::Decision(..)) && noted.request() == request).count()
@@ -139,6 +147,11 @@ impl Situation {
                 let order: Vec<usize> = casts(p).map(Cast::request).collect();
                 order.windows(2).any(|pair| pair[0] > pair[1])
             }),
+            Self::OtherHashFirst => each(&|r, p| is_before_vote(r, p, Cast::OtherHash(r as u8))),
+            Self::OtherLogFirst => each(&|r, p| is_before_vote(r, p, Cast::OtherLog(r as u8))),
+            Self::VoteOfNothing => {
+                (0..PARTICIPANTS).any(|p| casts(p).any(|cast| cast.request() >= usize::from(world.logs.requests)))
+            }
             Self::HalfAVote => {
                 each(&|r, p| world.logs.register(r, p).is_some() && world.logs.register(r, other(p)).is_none())
             }
@@ -190,6 +203,10 @@ impl Situation {
                         && !owners.sends.has(Sent::Prepare(second, 0))
                 })
             }),
+            Self::ThreeUndecided => {
+                let is_begun = |r: usize| (0..PARTICIPANTS).any(|p| kept(r, p) == Kept::InDoubt);
+                requests().filter(|r| is_begun(*r) && product(*r).is_none()).count() == 3
+            }
             Self::LineMoves => any(&|first| {
                 any(&|second| {
                     first < second

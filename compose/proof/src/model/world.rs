@@ -11,6 +11,7 @@ use super::alphabet::{Alphabet, Asked, Cast, Noted, PARTICIPANTS, REQUESTS};
 use super::ledger::{Kept, Ledger};
 use super::logs::Logs;
 use super::owners::{Oracle, Owners, Sent, Start};
+use super::property::{Broken, Property};
 use super::situations::Situation;
 
 /// What a run explores.
@@ -35,6 +36,10 @@ pub struct Bounds {
     pub retention: Retention,
     /// One participant's database is restored once.
     pub restore: bool,
+    /// Votes land that belong to something else.
+    pub strays: bool,
+    /// Some owners find no topics of a participant.
+    pub unknown: bool,
 }
 
 /// How much of the requests may be deleted. The votes never go before their requests.
@@ -74,10 +79,6 @@ pub enum Action {
     BackUp { participant: usize },
     Restore { participant: usize },
 }
-
-/// What must hold and does not.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Broken(pub String);
 
 /// What can happen next.
 pub struct Next {
@@ -128,7 +129,7 @@ impl World {
             world.logs.requests += 1;
             add(Action::Ask, world);
         }
-        for request in 0..usize::from(self.logs.requests) {
+        for request in 0..alphabet.asked.len() {
             for participant in 0..PARTICIPANTS {
                 let mut cast = |action, cast: Cast| {
                     if self.logs.votes[participant].len() < bounds.votes {
@@ -137,6 +138,11 @@ impl World {
                         add(action, world);
                     }
                 };
+                if bounds.strays {
+                    for of in [Cast::OtherHash(request as u8), Cast::OtherLog(request as u8)] {
+                        cast(Action::Vote { participant, cast: of }, of);
+                    }
+                }
                 let ledger = &self.ledgers[participant];
                 for (said, of) in [(ledger.said_yes, Cast::Yes as fn(u8) -> Cast), (ledger.said_no, Cast::No)] {
                     if said & (1 << request) != 0 {
@@ -178,7 +184,7 @@ impl World {
                 if !owners.sends.has(Sent::Prepare(request, participant)) {
                     continue;
                 }
-                let prepared = ledger.prepare(alphabet, request).map_err(|violation| Broken(violation.to_string()))?;
+                let prepared = ledger.prepare(alphabet, request)?;
                 let changed = prepared.into_iter().filter(|prepared| prepared != ledger);
                 changed.for_each(|prepared| add(Action::Prepare { participant, request }, with(prepared)));
             }
@@ -188,7 +194,9 @@ impl World {
                     Noted::Tombstone(_) => *ledger,
                     Noted::Decision(request, verdict) => {
                         let decided = ledger.decide(alphabet, usize::from(request), verdict);
-                        decided.map_err(|violation| Broken(format!("{participant} obeys {noted:?}: {violation}")))?
+                        decided.map_err(|violation| {
+                            Broken::of(Property::Ledger, format!("{participant} obeys {noted:?}: {violation}"))
+                        })?
                     }
                 };
                 obeyed.now.position = offset as u8 + 1;
@@ -234,7 +242,9 @@ impl World {
 
     /// What the clean-up of production lets go now. Its timestamps are offsets: nothing goes that a backup is older than.
     fn tombstones(&self, alphabet: &Alphabet) -> Result<Vec<usize>, Broken> {
-        let acks = alphabet.participants.iter().cloned().zip(self.ledgers.iter().map(|l| u64::from(l.now.position)));
+        // Who has obeyed nothing yet has committed no offset.
+        let positions = self.ledgers.iter().map(|ledger| u64::from(ledger.now.position));
+        let acks = alphabet.participants.iter().cloned().zip(positions).filter(|(_, position)| *position > 0);
         let oldest =
             self.ledgers.iter().filter_map(|ledger| ledger.backup).map(|backup| i64::from(backup.position)).min();
         let mut sweep = Sweep::new(Rules {
@@ -247,7 +257,7 @@ impl World {
         });
         for (offset, noted) in self.logs.decisions_from(0) {
             let raw = alphabet.noted(noted.to_byte()).at(offset);
-            sweep.read(raw).map_err(|bad| Broken(format!("clean-up: {bad}")))?;
+            sweep.read(raw).map_err(|bad| Broken::of(Property::Stop, bad))?;
         }
         Ok(sweep.end().tombstones.into_iter().map(|txid| txid.offset as usize).collect())
     }
@@ -310,7 +320,7 @@ impl World {
                     }
                 }
                 let Some(restored) = ledger.restore(alphabet, &decided, &asked) else {
-                    return Err(Broken(format!("{participant} is restored and something is LOST")));
+                    return Err(Broken::of(Property::Restore, format!("something is LOST at {participant}")));
                 };
                 let mut world = *self;
                 world.ledgers[participant] = restored;
@@ -323,9 +333,9 @@ impl World {
     // What must hold.
 
     fn check(&self, bounds: &Bounds, alphabet: &Alphabet, owners: &Owners) -> Result<(), Broken> {
-        let broken = |what: String| Err(Broken(what));
-        if let Some(stop) = &owners.stop {
-            return broken(format!("an owner stops: {stop}"));
+        let broken = |property, what: String| Err(Broken::of(property, what));
+        if let Some(broken) = &owners.broken {
+            return Err(broken.clone());
         }
         for request in 0..usize::from(self.logs.requests) {
             let product = self.logs.product(request);
@@ -334,17 +344,19 @@ impl World {
                     && usize::from(of) == request
                     && product != Some(verdict)
                 {
-                    return broken(format!(
-                        "PRODUCT: decision {offset} of {request} is {verdict:?}, the registers say {product:?}"
-                    ));
+                    return broken(
+                        Property::Product,
+                        format!("decision {offset} of {request} is {verdict:?}, the registers say {product:?}"),
+                    );
                 }
             }
             for verdict in [Verdict::Commit, Verdict::Abort] {
                 let is_sent = [Sent::Decision(request, verdict), Sent::Outcome(request, verdict)];
                 if is_sent.into_iter().any(|sent| owners.sends.has(sent)) && product != Some(verdict) {
-                    return broken(format!(
-                        "POSITIONS: some owner decides {verdict:?} for {request}, the registers say {product:?}"
-                    ));
+                    return broken(
+                        Property::Positions,
+                        format!("some owner decides {verdict:?} for {request}, the registers say {product:?}"),
+                    );
                 }
             }
             self.check_branches(alphabet, request, product)?;
@@ -366,14 +378,16 @@ impl World {
             };
             if !fits {
                 let kept = ledger.now.rows[request];
-                return Err(Broken(format!(
-                    "ATOMICITY: {participant} has {kept:?} of {request}, the registers say {product:?}"
-                )));
+                return Err(Broken::of(
+                    Property::Atomicity,
+                    format!("{participant} has {kept:?} of {request}, the registers say {product:?}"),
+                ));
             }
             // A vote that comes late says what the ledger said once.
             let answer = ledger.answer(alphabet, request);
             if product == Some(Verdict::Commit) && matches!(answer, Some(Answer::No(_))) {
-                return Err(Broken(format!("{participant} answers no to {request}, which is committed")));
+                let what = format!("{participant} answers no to {request}, which is committed");
+                return Err(Broken::of(Property::Answer, what));
             }
         }
         Ok(())
@@ -386,17 +400,20 @@ impl World {
         participant: usize,
         ledger: &Ledger,
     ) -> Result<(), Broken> {
-        let broken = |what: String| Err(Broken(what));
+        let broken = |property, what: String| Err(Broken::of(property, what));
         for request in 0..usize::from(self.logs.requests) {
             let copies = self.logs.decisions.bytes().iter().enumerate();
             let last = copies.rev().find(|(_, byte)| Noted::from_byte(**byte).request() == request);
             let Some((offset, byte)) = last else { continue };
             let is_over = ledger.is_over(alphabet, request);
             if usize::from(ledger.now.position) > offset && !is_over {
-                return broken(format!("ACK TRUTH: {participant} has acknowledged {request} and it is not over there"));
+                return broken(
+                    Property::AckTruth,
+                    format!("{participant} has acknowledged {request} and it is not over there"),
+                );
             }
             if matches!(Noted::from_byte(*byte), Noted::Tombstone(_)) && !is_over {
-                return broken(format!("CLEAN-UP: {request} is cleaned up and not over at {participant}"));
+                return broken(Property::CleanUp, format!("{request} is cleaned up and not over at {participant}"));
             }
         }
         // What is obeyed is obeyed again after a crash, from any position before: nothing comes of that.
@@ -408,13 +425,16 @@ impl World {
             let again = ledger.decide(alphabet, usize::from(request), verdict);
             let is_nothing = matches!(&again, Ok(again) if again == ledger);
             if !is_nothing {
-                return broken(format!(
-                    "REDELIVERY: {participant} obeys {noted:?} at {offset} again and {}",
-                    match again {
-                        Ok(_) => "something comes of it".to_string(),
-                        Err(violation) => violation.to_string(),
-                    }
-                ));
+                return broken(
+                    Property::Redelivery,
+                    format!(
+                        "{participant} obeys {noted:?} at {offset} again and {}",
+                        match again {
+                            Ok(_) => "something comes of it".to_string(),
+                            Err(violation) => violation.to_string(),
+                        }
+                    ),
+                );
             }
         }
         let committed = |key: u8| {
@@ -425,7 +445,7 @@ impl World {
             alphabet.asked.iter().enumerate().filter(is_of).count()
         };
         if !bounds.purge && (0..REQUESTS as u8).any(|key| committed(key) > 1) {
-            return broken(format!("EXACTLY ONCE: a key took effect twice at {participant}"));
+            return broken(Property::ExactlyOnce, format!("a key took effect twice at {participant}"));
         }
         // One that is aborted may be prepared late: it has no effect.
         let is_ordered = |request: usize| matches!(alphabet.asked[request], Asked::Request { ordered: true, .. });
@@ -434,7 +454,7 @@ impl World {
         let mut line = line.map(|request| ledger.now.rows[request]);
         let is_first_in_doubt = line.by_ref().any(|kept| kept == Kept::InDoubt);
         if is_first_in_doubt && line.any(|kept| matches!(kept, Kept::InDoubt | Kept::Committed)) {
-            return broken(format!("ORDER: {participant} has begun with a later one of the patient"));
+            return broken(Property::Order, format!("{participant} has begun with a later one of the patient"));
         }
         Ok(())
     }
@@ -467,9 +487,7 @@ impl World {
                     let is_empty = world.logs.register(request, participant).is_none();
                     if answer && sends.has(Sent::Prepare(request, participant)) {
                         let ledger = &mut world.ledgers[participant];
-                        let prepared =
-                            ledger.prepare(alphabet, request).map_err(|violation| Broken(violation.to_string()))?;
-                        if let Some(prepared) = prepared.first() {
+                        if let Some(prepared) = ledger.prepare(alphabet, request)?.first() {
                             *ledger = *prepared;
                             let is_yes = matches!(ledger.answer(alphabet, request), Some(Answer::Yes));
                             let cast = if is_yes { Cast::Yes(request as u8) } else { Cast::No(request as u8) };
@@ -508,7 +526,7 @@ impl World {
                     let ledger = &mut world.ledgers[participant];
                     if let Noted::Decision(request, verdict) = noted {
                         let decided = ledger.decide(alphabet, usize::from(request), verdict);
-                        *ledger = decided.map_err(|violation| Broken(format!("while draining: {violation}")))?;
+                        *ledger = decided.map_err(|violation| Broken::of(Property::Ledger, violation))?;
                     }
                     ledger.now.position = offset as u8 + 1;
                 }
@@ -530,10 +548,11 @@ impl World {
                     || ledger.now.rows[request] == Kept::Nothing && product == Some(Verdict::Abort)
             };
             if product.is_none() || !world.ledgers.iter().all(is_over) {
-                return Err(Broken(format!(
-                    "LIVENESS: from {start:?} (participants {}) {request} does not end: {product:?}",
-                    if answer { "answer" } else { "are silent" }
-                )));
+                let participants = if answer { "answer" } else { "are silent" };
+                return Err(Broken::of(
+                    Property::Liveness,
+                    format!("from {start:?} (participants {participants}) {request} does not end: {product:?}"),
+                ));
             }
         }
         Ok(())
@@ -542,7 +561,7 @@ impl World {
     /// The first vote of a register is this one.
     pub fn first_cast(&self, request: usize, participant: usize) -> Option<Cast> {
         let mut casts = self.logs.votes[participant].bytes().iter().map(|byte| Cast::from_byte(*byte));
-        casts.find(|cast| cast.request() == request)
+        casts.find(|cast| cast.is_about(request))
     }
 
     /// Whether a register holds this ballot.
