@@ -3,8 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-
+use crate::blocking;
 use crate::settings::RefusedSetting;
 
 /// A failure of a client as a whole.
@@ -23,23 +22,6 @@ impl KafkaFailure {
     pub fn is_fatal(&self) -> bool {
         matches!(self, Self::Fatal(_))
     }
-
-    /// Classes an error of librdkafka; `doing` says what failed, for example `reading suture.requests/3`.
-    pub(crate) fn of(doing: impl std::fmt::Display, error: &KafkaError) -> Self {
-        match code_of(error) {
-            Some(code) => Self::of_code(doing, code),
-            // What carries no code comes from a call that librdkafka refused at once: a wrong setting or argument.
-            None => Self::Fatal(format!("{doing}: {error}")),
-        }
-    }
-
-    pub(crate) fn of_code(doing: impl std::fmt::Display, code: RDKafkaErrorCode) -> Self {
-        let said = format!("{doing}: {code}");
-        match weight(code) {
-            Weight::Topic | Weight::Client => Self::Fatal(said),
-            Weight::Passing => Self::Again(said),
-        }
-    }
 }
 
 /// How long a question that Kafka did not answer rests.
@@ -57,7 +39,7 @@ pub async fn until_answered<T: Send + 'static>(
     let mut is_away = false;
     loop {
         let asked = Arc::clone(&question);
-        match tokio::task::spawn_blocking(move || asked()).await {
+        match blocking::spawn(move || asked()).await {
             Ok(Err(KafkaFailure::Again(reason))) => {
                 if !std::mem::replace(&mut is_away, true) {
                     tracing::warn!(reason, "Kafka does not answer; asking until it does");
@@ -73,69 +55,5 @@ pub async fn until_answered<T: Send + 'static>(
 impl From<RefusedSetting> for KafkaFailure {
     fn from(refused: RefusedSetting) -> Self {
         Self::Fatal(refused.to_string())
-    }
-}
-
-/// How much is lost with an error.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Weight {
-    /// Nothing: brokers come and go.
-    Passing,
-    /// One topic cannot be used: gone, or not for us.
-    Topic,
-    /// The client cannot be used at all.
-    Client,
-}
-
-/// rdkafka says it of all errors but those of the admin client.
-fn code_of(error: &KafkaError) -> Option<RDKafkaErrorCode> {
-    match error {
-        KafkaError::AdminOp(code) => Some(*code),
-        error => error.rdkafka_error_code(),
-    }
-}
-
-pub(crate) fn weight(code: RDKafkaErrorCode) -> Weight {
-    use RDKafkaErrorCode as Code;
-    match code {
-        Code::UnknownTopicOrPartition
-        | Code::UnknownTopic
-        | Code::UnknownPartition
-        | Code::UnknownTopicId
-        | Code::InvalidTopic
-        | Code::TopicAuthorizationFailed
-        | Code::PolicyViolation => Weight::Topic,
-        Code::Fatal
-        | Code::Authentication
-        | Code::SaslAuthenticationFailed
-        | Code::UnsupportedSASLMechanism
-        | Code::IllegalSASLState
-        | Code::GroupAuthorizationFailed
-        | Code::ClusterAuthorizationFailed
-        | Code::TransactionalIdAuthorizationFailed
-        | Code::InvalidSessionTimeout
-        | Code::InconsistentGroupProtocol
-        | Code::InvalidGroupId
-        | Code::UnsupportedVersion
-        | Code::UnsupportedFeature
-        | Code::InvalidArgument
-        | Code::InvalidConfig
-        | Code::NotConfigured
-        | Code::InvalidRequest
-        | Code::CriticalSystemResource => Weight::Client,
-        _ => Weight::Passing,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_broker_that_goes_away_is_no_reason_to_end() {
-        let gone = RDKafkaErrorCode::BrokerTransportFailure;
-        for error in [KafkaError::AdminOp(gone), KafkaError::MetadataFetch(gone), KafkaError::OffsetFetch(gone)] {
-            assert!(!KafkaFailure::of("asking", &error).is_fatal(), "{error}");
-        }
     }
 }

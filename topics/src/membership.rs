@@ -16,13 +16,9 @@
 //! static membership, the cooperative assignor.
 
 use std::collections::VecDeque;
-use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc as requests;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -33,10 +29,13 @@ use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::failure::{KafkaFailure, Weight, weight};
+use crate::failure::KafkaFailure;
 use crate::ffi;
 use crate::probe::{GroupInfo, describe_group};
 use crate::settings::KafkaSettings;
+use crate::told::has_left;
+pub use crate::told::{Commit, CommitError, Committed, Committing, MemberEvent};
+use crate::weight::{Weight, weight};
 
 /// How long a look-up of committed positions may take.
 const LOOK_UP: Duration = Duration::from_secs(10);
@@ -46,55 +45,6 @@ const POLL: Duration = Duration::from_millis(50);
 
 /// After so many polls without a partition, some 30 s, it is said why, once.
 const MANY_POLLS: u32 = 600;
-
-/// What becomes of our membership.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum MemberEvent {
-    /// All partitions that are ours now, in order.
-    Assigned(Vec<(String, i32)>),
-    /// These were ours; the next `Assigned` says what is.
-    Revoked(Vec<(String, i32)>),
-    /// The group went on without us (we were silent for too long); others may own our shards already. We join again by ourselves.
-    Lost,
-    /// Membership cannot be had. Passing failures are not told.
-    Failed(KafkaFailure),
-}
-
-/// One position to commit.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Commit {
-    /// The topic.
-    pub topic: String,
-    /// The partition; need not be assigned to us.
-    pub partition: i32,
-    /// The next offset to read.
-    pub offset: u64,
-    /// At most 4096 bytes.
-    pub metadata: String,
-}
-
-/// A committed position.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Committed {
-    /// The next offset to read.
-    pub offset: u64,
-    /// As it was committed; empty if an operator's tool did it.
-    pub metadata: String,
-}
-
-/// Why a commit did not happen.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum CommitError {
-    /// The group has gone on without us, or is just being rebalanced. Harmless: whoever owns the shard commits.
-    #[error("not a member any more: {0}")]
-    NotMember(String),
-    /// Passing; commit again with the next positions.
-    #[error("not committed: {0}")]
-    Again(String),
-    /// Never (metadata too long, no rights).
-    #[error("refused: {0}")]
-    Refused(String),
-}
 
 /// A member of a consumer group.
 pub struct Membership {
@@ -110,10 +60,6 @@ enum Request {
     SayWhyNothingIsOurs,
     Stop,
 }
-
-/// The answer to a commit, to be awaited. The commit happens whether or not anybody waits for it.
-#[must_use = "the commit happens anyway, but whether it did is only known from this"]
-pub struct Committing(oneshot::Receiver<Result<(), CommitError>>);
 
 impl Membership {
     /// Joins `group` with a subscription to `topics`. Every member of a group must subscribe to the same ones.
@@ -195,24 +141,6 @@ impl Drop for Membership {
     fn drop(&mut self) {
         self.leaving.store(true, Ordering::Release);
     }
-}
-
-impl Future for Committing {
-    type Output = Result<(), CommitError>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0).poll(context).map(|answer| answer.unwrap_or_else(|_| Err(has_left())))
-    }
-}
-
-impl fmt::Debug for Committing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Committing")
-    }
-}
-
-fn has_left() -> CommitError {
-    CommitError::NotMember("the group has been left".to_string())
 }
 
 /// What the polling thread owns.

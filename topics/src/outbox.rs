@@ -32,9 +32,11 @@ use rdkafka::{ClientContext, Message};
 use suture_contract::codec;
 use suture_contract::remark::Remark;
 
-use crate::failure::{KafkaFailure, Weight, weight};
+use crate::failure::KafkaFailure;
 use crate::ffi;
 use crate::settings::KafkaSettings;
+pub use crate::told::{Delivery, Failure, Full};
+use crate::weight::{Weight, weight};
 
 /// How long the reporting thread waits for a report: ending the producer takes up to this.
 const POLL: Duration = Duration::from_millis(100);
@@ -46,37 +48,6 @@ pub struct Outbox {
     version: String,
     thread: Option<JoinHandle<()>>,
 }
-
-/// What became of one append.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Delivery {
-    /// The caller's.
-    pub token: u64,
-    /// The record's offset, or why there is none.
-    pub result: Result<u64, Failure>,
-}
-
-/// Why an append has no offset, by what the caller does. The text is for logs.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Failure {
-    /// Passing; it may have been written all the same. Append it again.
-    #[error("not acknowledged: {0}")]
-    Again(String),
-    /// This record can never be written: too large, for example. Others can.
-    #[error("refused: {0}")]
-    Refused(String),
-    /// Nothing can be written to this topic: no rights there, no such topic or partition.
-    #[error("denied: {0}")]
-    Denied(String),
-    /// Nothing can be written any more.
-    #[error("the producer failed: {0}")]
-    Fatal(String),
-}
-
-/// The producer's queue is full: stop reading what causes appends, and come again after some reports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the producer's queue is full")]
-pub struct Full;
 
 impl Outbox {
     /// Starts the producer. `on_delivery` runs on the producer's thread, in the order of the reports, and must not block;

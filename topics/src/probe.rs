@@ -25,6 +25,7 @@ use suture_contract::topic_map::Topic;
 use crate::failure::KafkaFailure;
 use crate::ffi::{self, Quiet};
 use crate::settings::KafkaSettings;
+pub use crate::told::{GroupInfo, TopicInfo, UnfitTopic, refuse_unfit};
 
 /// How long one question may take.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -40,76 +41,6 @@ pub struct Probe {
     requests_topic: String,
     log_letters: Option<LogLetters>,
     embedded: OnceLock<bool>,
-}
-
-/// What a topic looks like from outside.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TopicInfo {
-    /// For each partition the ids of the brokers that hold a copy, the preferred leader first.
-    pub replicas: Vec<Vec<i32>>,
-}
-
-/// What a consumer group looks like from outside.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GroupInfo {
-    /// In Kafka's words: `Stable`, `Empty`, `PreparingRebalance`.
-    pub state: String,
-    /// How many processes are in it.
-    pub members: usize,
-}
-
-impl TopicInfo {
-    /// How many partitions.
-    pub fn partitions(&self) -> u16 {
-        count(self.replicas.len())
-    }
-
-    /// Copies of each record: those of the partition with the fewest.
-    pub fn replication(&self) -> u16 {
-        count(self.replicas.iter().map(Vec::len).min().unwrap_or(0))
-    }
-}
-
-/// A protocol topic that a service cannot start with.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum UnfitTopic {
-    /// It is not there.
-    #[error("the topic {topic} does not exist: create the topics with `suture topics apply`")]
-    Missing {
-        /// Its full name.
-        topic: String,
-    },
-    /// It has another partition count than configured.
-    #[error(
-        "the topic {topic} has {found} partitions and [kafka] partitions says {expected}: see `suture topics check`"
-    )]
-    WrongPartitions {
-        /// Its full name.
-        topic: String,
-        /// What the broker says.
-        found: u16,
-        /// What the configuration says.
-        expected: u16,
-    },
-}
-
-/// Refuses protocol topics that are missing, or not of so many partitions: a record in another shard than its key's would be
-/// rejected, and its event lost.
-pub fn refuse_unfit(
-    topics: &BTreeMap<String, TopicInfo>,
-    needed: &[String],
-    partitions: u16,
-) -> Result<(), UnfitTopic> {
-    for topic in needed {
-        match topics.get(topic).map(TopicInfo::partitions) {
-            None => return Err(UnfitTopic::Missing { topic: topic.clone() }),
-            Some(found) if found != partitions => {
-                return Err(UnfitTopic::WrongPartitions { topic: topic.clone(), found, expected: partitions });
-            }
-            Some(_) => {}
-        }
-    }
-    Ok(())
 }
 
 impl Probe {
@@ -313,10 +244,6 @@ pub(crate) fn describe_group<C: ConsumerContext>(
         .map_err(|error| KafkaFailure::of(format!("asking for the group {name}"), &error))?;
     let found = listed.groups().iter().find(|group| group.name() == name);
     Ok(found.map(|group| GroupInfo { state: group.state().to_string(), members: group.members().len() }))
-}
-
-fn count(length: usize) -> u16 {
-    u16::try_from(length).unwrap_or(u16::MAX)
 }
 
 /// The id of a topic on a broker without ids.

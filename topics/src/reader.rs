@@ -31,41 +31,18 @@ use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::mpsc;
 
-use crate::failure::{KafkaFailure, Weight, weight};
+use crate::failure::KafkaFailure;
 use crate::ffi::{ConsumerQueue, Polled, Quiet, Waker};
 use crate::record::Record;
 use crate::settings::KafkaSettings;
+pub use crate::told::ReaderEvent;
+use crate::weight::{Weight, weight};
 
 /// Most records in a batch.
 pub const BATCH_RECORDS: usize = 1_000;
 
 /// A batch ends after the record with which it reaches this size.
 pub const BATCH_BYTES: usize = 1 << 20;
-
-/// What the reader tells.
-#[derive(Debug)]
-pub enum ReaderEvent {
-    /// Records of any of the partitions; of one partition in order.
-    Records(Vec<Record>),
-    /// An `add` or a `seek` has taken effect: this partition's records after this event are from `offset` on.
-    Positioned {
-        /// The topic.
-        topic: Arc<str>,
-        /// The partition.
-        partition: i32,
-        /// The offset asked for.
-        offset: u64,
-    },
-    /// The position is outside the log; the partition rests.
-    OutOfRange {
-        /// The topic.
-        topic: Arc<str>,
-        /// The partition.
-        partition: i32,
-    },
-    /// A topic is gone or not for us, or the client is broken. Passing failures are not told.
-    Failed(KafkaFailure),
-}
 
 /// The handle of the reading thread.
 pub struct Reader {

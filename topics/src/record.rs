@@ -27,6 +27,7 @@ pub struct Record {
 
 impl Record {
     /// What the record weighs in a batch.
+    #[cfg(not(suture_simulated))]
     pub(crate) fn bytes(&self) -> usize {
         let length = |part: &Option<Vec<u8>>| part.as_ref().map_or(0, Vec::len);
         length(&self.key) + length(&self.value)

@@ -15,10 +15,12 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::failure::{KafkaFailure, Weight, weight};
+use crate::failure::KafkaFailure;
 use crate::ffi::{ConsumerQueue, Polled, Quiet};
 use crate::record::Record;
 use crate::settings::KafkaSettings;
+pub use crate::told::ScanFailure;
+use crate::weight::{Weight, weight};
 
 /// One wait for the next record. After [`MOST_WAITS`] in a row without any the scan fails.
 const WAIT: Duration = Duration::from_secs(1);
@@ -27,17 +29,6 @@ const MOST_WAITS: u32 = 10;
 /// Reads one stretch after the other.
 pub struct Scanner {
     queue: ConsumerQueue,
-}
-
-/// Why a stretch was not read.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ScanFailure {
-    /// It begins outside the log: before its start, or past its end.
-    #[error("{0} is outside the log")]
-    OutOfRange(String),
-    /// Kafka.
-    #[error(transparent)]
-    Kafka(#[from] KafkaFailure),
 }
 
 impl Scanner {
