@@ -1,6 +1,6 @@
 //! Clean-up of the decision log: the thin shell around [`suture_coordinator_core::cleanup`].
 //!
-//! One thread, apart from the shards and with clients of its own, which it opens for a round and closes after it. A round, now
+//! One task, apart from the shards and with clients of its own, which it opens for a round and closes after it. A round, now
 //! and then, goes through the shards that this process owns:
 //!
 //! ```text
@@ -16,21 +16,25 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::thread;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use suture_contract::codec::Message;
 use suture_contract::ids::{LogLetters, Participant, Shard, Txid};
 use suture_contract::messages::Decision;
 use suture_contract::topic_map::{Topic, coordinator_group, participant_group};
-use suture_coordinator_core::cleanup::{BadLog, Ledgers, MOST_CANDIDATES, Mark, Report, Rules, Sweep, Unknown};
+use suture_coordinator_core::cleanup::{BadLog, Ledgers, MOST_CANDIDATES, Mark, Report, Rules, Sweep, Swept, Unknown};
 use suture_topics::acks::GroupOffsets;
+use suture_topics::blocking;
 use suture_topics::failure::KafkaFailure;
+use suture_topics::membership::Committed;
 use suture_topics::outbox::{Delivery, Failure, Outbox};
 use suture_topics::probe::Probe;
 use suture_topics::scan::{ScanFailure, Scanner};
 use suture_topics::settings::KafkaSettings;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use crate::clock;
@@ -60,26 +64,20 @@ const BATCH: usize = 1_000;
 /// How long their reports may take; then the round ends.
 const REPORTS: Duration = Duration::from_secs(60);
 
-/// The handle of the cleaning thread.
+/// The handle of the cleaning task.
 pub(crate) struct CleanUp {
     shards: Arc<Mutex<BTreeSet<Shard>>>,
     over: Arc<AtomicBool>,
-    /// Never written to: the thread wakes when it goes.
-    wake: mpsc::Sender<()>,
-    ended: mpsc::Receiver<()>,
+    /// Never written to: the task wakes when it goes.
+    wake: oneshot::Sender<()>,
+    task: JoinHandle<()>,
 }
 
 impl CleanUp {
-    /// Starts the thread, which owns no shards yet. Its first round is one interval away.
-    pub fn start(
-        kafka: &KafkaSettings,
-        settings: &CleanUpSettings,
-        passed: &Passed,
-        log: LogLetters,
-    ) -> Result<Self, KafkaFailure> {
+    /// Starts the task, which owns no shards yet. Its first round is one interval away.
+    pub fn start(kafka: &KafkaSettings, settings: &CleanUpSettings, passed: &Passed, log: LogLetters) -> Self {
         let (shards, over) = (Arc::default(), Arc::new(AtomicBool::new(false)));
-        let (wake, woken) = mpsc::channel::<()>();
-        let (end, ended) = mpsc::channel();
+        let (wake, mut woken) = oneshot::channel::<()>();
         let mut cleaner = Cleaner {
             kafka: kafka.clone(),
             settings: settings.clone(),
@@ -90,17 +88,12 @@ impl CleanUp {
             ledgers: Ledgers::default(),
         };
         let interval = Duration::from_secs(settings.interval_s.max(1));
-        thread::Builder::new()
-            .name("clean-up".to_string())
-            .spawn(move || {
-                while woken.recv_timeout(interval) == Err(mpsc::RecvTimeoutError::Timeout) {
-                    cleaner.round();
-                }
-                // Nobody waits for it unless the handle is being closed.
-                let _ = end.send(());
-            })
-            .map_err(|error| KafkaFailure::Again(format!("starting the clean-up's thread: {error}")))?;
-        Ok(Self { shards, over, wake, ended })
+        let task = tokio::spawn(async move {
+            while timeout(interval, &mut woken).await.is_err() {
+                cleaner.round().await;
+            }
+        });
+        Self { shards, over, wake, task }
     }
 
     /// Cleans up these shards from now on.
@@ -108,16 +101,16 @@ impl CleanUp {
         *self.shards.lock().unwrap_or_else(PoisonError::into_inner) = shards;
     }
 
-    /// Ends the thread and waits for it, at most until `deadline`. Blocks: not for a tokio worker.
-    pub fn close(self, deadline: Duration) {
+    /// Ends the task and waits for it, at most for so long.
+    pub async fn close(self, most: Duration) {
         self.over.store(true, Ordering::Release);
         drop(self.wake);
-        // A thread that hangs in a question to Kafka writes nothing any more, and ends with the process.
-        let _ = self.ended.recv_timeout(deadline);
+        // One that hangs in a question to Kafka writes nothing any more, and ends with the process.
+        let _ = timeout(most, self.task).await;
     }
 }
 
-/// What the thread owns.
+/// What the task owns.
 struct Cleaner {
     kafka: KafkaSettings,
     settings: CleanUpSettings,
@@ -130,10 +123,11 @@ struct Cleaner {
 
 /// The clients of one round.
 struct Clients {
-    probe: Probe,
-    scanner: Scanner,
+    probe: Arc<Probe>,
+    /// Away while it reads.
+    scanner: Option<Scanner>,
     outbox: Outbox,
-    reports: mpsc::Receiver<Delivery>,
+    reports: mpsc::UnboundedReceiver<Delivery>,
 }
 
 /// Why a shard, or a round, was not cleaned up.
@@ -149,16 +143,28 @@ enum NotCleaned {
     Tombstones(Failure),
     #[error("appending tombstones: no report within {} s", REPORTS.as_secs())]
     NoReport,
+    #[error("a question to Kafka ended unexpectedly")]
+    Job,
     #[error("the process ends")]
     Over,
 }
 
+/// Runs what blocks.
+async fn ask<T, E>(question: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, NotCleaned>
+where
+    T: Send + 'static,
+    E: Send + 'static,
+    NotCleaned: From<E>,
+{
+    Ok(blocking::spawn(question).await.map_err(|_| NotCleaned::Job)??)
+}
+
 impl Cleaner {
-    fn round(&mut self) {
+    async fn round(&mut self) {
         if self.owned().is_empty() {
             return;
         }
-        let (tombstones, report) = match self.try_round() {
+        let (tombstones, report) = match self.try_round().await {
             Ok(swept) => swept,
             Err(NotCleaned::Over) => return,
             Err(failure) => return warn!(%failure, "the decision log is not cleaned up in this round"),
@@ -173,21 +179,20 @@ impl Cleaner {
         );
     }
 
-    fn try_round(&mut self) -> Result<(usize, Report), NotCleaned> {
-        let (tell, reports) = mpsc::channel();
-        let mut clients = Clients {
-            probe: Probe::start(&self.kafka)?,
-            scanner: Scanner::start(&self.kafka, &coordinator_group(&self.kafka.prefix))?,
-            outbox: Outbox::start(&self.kafka, "clean-up", move |delivery| {
-                // The receiver goes away with the round.
-                let _ = tell.send(delivery);
-            })?,
-            reports,
-        };
-        let acks = self.acks(&clients.probe)?;
+    async fn try_round(&mut self) -> Result<(usize, Report), NotCleaned> {
+        let kafka = self.kafka.clone();
+        let mut clients = ask(move || Clients::start(&kafka)).await?;
+        let swept = self.sweep_all(&mut clients).await;
+        // Ending a producer blocks.
+        let _ = blocking::spawn(move || drop(clients)).await;
+        swept
+    }
+
+    async fn sweep_all(&mut self, clients: &mut Clients) -> Result<(usize, Report), NotCleaned> {
+        let acks = self.acks(&clients.probe).await?;
         let (mut tombstones, mut total) = (0, Report::default());
         for shard in self.owned() {
-            match self.sweep(shard, &acks, &mut clients) {
+            match self.sweep(shard, &acks, clients).await {
                 Ok((gone, report)) => {
                     tombstones += gone;
                     total.readable += report.readable;
@@ -206,26 +211,11 @@ impl Cleaner {
     }
 
     /// Every participant's acknowledgements, by shard. Whose cannot be read is left out: unknown.
-    fn acks(&mut self, probe: &Probe) -> Result<BTreeMap<Participant, Vec<Option<u64>>>, NotCleaned> {
-        let prefix = &self.kafka.prefix;
-        let topics = probe.topics()?;
-        let participants = topics.keys().filter_map(|name| match Topic::parse(name, prefix) {
-            Some(Topic::Votes(participant)) => Some(participant),
-            _ => None,
-        });
-        let decisions = Topic::Decisions.name(prefix);
-        let partitions: Vec<(&str, i32)> =
-            (0..self.kafka.partitions).map(|shard| (decisions.as_str(), Shard(shard).partition())).collect();
-        let mut offsets = GroupOffsets::new(&self.kafka);
+    async fn acks(&mut self, probe: &Arc<Probe>) -> Result<BTreeMap<Participant, Vec<Option<u64>>>, NotCleaned> {
+        let (kafka, probe) = (self.kafka.clone(), Arc::clone(probe));
+        let committed = ask(move || committed_by_all(&kafka, &probe)).await?;
         let mut acks = BTreeMap::new();
-        for participant in participants {
-            let committed = match offsets.committed(&participant_group(prefix, &participant), &partitions) {
-                Ok(committed) => committed,
-                Err(failure) => {
-                    warn!(%participant, %failure, "what it has applied is unknown, and its decisions stay");
-                    continue;
-                }
-            };
+        for (participant, committed) in committed {
             let mark = |offset: u64, ledger| Mark { offset, ledger };
             let marks = committed.iter().map(|committed| committed.as_ref().map(|c| mark(c.offset, &c.metadata)));
             match self.ledgers.acks(&participant, &marks.collect::<Vec<_>>()) {
@@ -238,7 +228,7 @@ impl Cleaner {
         Ok(acks)
     }
 
-    fn sweep(
+    async fn sweep(
         &self,
         shard: Shard,
         acks: &BTreeMap<Participant, Vec<Option<u64>>>,
@@ -247,11 +237,11 @@ impl Cleaner {
         let (requests, decisions) = (self.name(Topic::Requests), self.name(Topic::Decisions));
         let ack = |known: &Vec<Option<u64>>| known.get(usize::from(shard.0)).copied().flatten();
         let acks = acks.iter().filter_map(|(name, known)| Some((name.clone(), ack(known)?)));
-        let (mut from, end) = clients.probe.watermarks(&decisions, shard.partition())?;
+        let (mut from, end) = clients.watermarks(&decisions, shard).await?;
         let keep_ms = i64::try_from(self.settings.keep_s.saturating_mul(1_000)).unwrap_or(i64::MAX);
         let mut rules = Rules {
             log: self.log,
-            requests_start: clients.probe.watermarks(&requests, shard.partition())?.0,
+            requests_start: clients.watermarks(&requests, shard).await?.0,
             acks: acks.collect(),
             end,
             before_ms: clock::wall_ms().saturating_sub(keep_ms),
@@ -259,32 +249,53 @@ impl Cleaner {
         };
         let (mut tombstones, mut report) = (0, None);
         loop {
-            let mut sweep = Sweep::new(rules.clone());
-            let mut failed = None;
-            clients.scanner.scan((&decisions, shard.partition()), (from, rules.end), |record| {
-                if self.passed.has(&record) {
-                    return ControlFlow::Continue(());
-                }
-                let bad = sweep.read(raw_of(&record)).err().map(NotCleaned::from);
-                failed = if self.over.load(Ordering::Acquire) { Some(NotCleaned::Over) } else { bad };
-                if failed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            })?;
-            if let Some(failed) = failed {
-                return Err(failed);
-            }
-            let swept = sweep.end();
+            let swept = self.read(clients, &decisions, shard, from, &rules).await?;
             tombstones += swept.tombstones.len();
-            self.bury(shard, &swept.tombstones, clients)?;
+            self.bury(shard, &swept.tombstones, clients).await?;
             // The first sweep has seen all there is.
             let report = report.get_or_insert(swept.report);
             let Some(next) = swept.next else { return Ok((tombstones, std::mem::take(report))) };
             from = next;
-            rules.end = clients.probe.watermarks(&decisions, shard.partition())?.1;
+            rules.end = clients.watermarks(&decisions, shard).await?.1;
         }
     }
 
+    async fn read(
+        &self,
+        clients: &mut Clients,
+        decisions: &str,
+        shard: Shard,
+        from: u64,
+        rules: &Rules,
+    ) -> Result<Swept, NotCleaned> {
+        let mut scanner = clients.scanner.take().ok_or(NotCleaned::Job)?;
+        let (passed, over) = (self.passed.clone(), Arc::clone(&self.over));
+        let (decisions, rules) = (decisions.to_string(), rules.clone());
+        let read = ask(move || {
+            let end = rules.end;
+            let mut sweep = Sweep::new(rules);
+            let mut failed = None;
+            let scanned = scanner.scan((&decisions, shard.partition()), (from, end), |record| {
+                if passed.has(&record) {
+                    return ControlFlow::Continue(());
+                }
+                let bad = sweep.read(raw_of(&record)).err().map(NotCleaned::from);
+                failed = if over.load(Ordering::Acquire) { Some(NotCleaned::Over) } else { bad };
+                if failed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+            let swept = match failed {
+                Some(failed) => Err(failed),
+                None => scanned.map(|()| sweep.end()).map_err(NotCleaned::from),
+            };
+            Ok::<_, NotCleaned>((scanner, swept))
+        });
+        let (scanner, swept) = read.await?;
+        clients.scanner = Some(scanner);
+        swept
+    }
+
     /// Appends tombstones. One that gets lost is appended in the next round.
-    fn bury(&self, shard: Shard, txids: &[Txid], clients: &Clients) -> Result<(), NotCleaned> {
+    async fn bury(&self, shard: Shard, txids: &[Txid], clients: &mut Clients) -> Result<(), NotCleaned> {
         let decisions = self.name(Topic::Decisions);
         for batch in txids.chunks(BATCH) {
             if self.over.load(Ordering::Acquire) {
@@ -292,21 +303,14 @@ impl Cleaner {
             }
             let mut under_way = 0;
             for (txid, token) in batch.iter().zip(0..) {
-                let key = txid.to_string();
-                let full = clients.outbox.append(
-                    &decisions,
-                    shard.partition(),
-                    key.as_bytes(),
-                    None,
-                    Decision::TYPE,
-                    None,
-                    token,
-                );
+                let (key, kind) = (txid.to_string(), Decision::TYPE);
+                let full =
+                    clients.outbox.append(&decisions, shard.partition(), key.as_bytes(), None, kind, None, token);
                 under_way += usize::from(full.is_ok());
             }
             for _ in 0..under_way {
-                let delivery = clients.reports.recv_timeout(REPORTS).map_err(|_| NotCleaned::NoReport)?;
-                delivery.result.map_err(NotCleaned::Tombstones)?;
+                let delivery = timeout(REPORTS, clients.reports.recv()).await;
+                delivery.ok().flatten().ok_or(NotCleaned::NoReport)?.result.map_err(NotCleaned::Tombstones)?;
             }
         }
         Ok(())
@@ -319,4 +323,51 @@ impl Cleaner {
     fn name(&self, topic: Topic) -> String {
         topic.name(&self.kafka.prefix)
     }
+}
+
+impl Clients {
+    fn start(kafka: &KafkaSettings) -> Result<Self, KafkaFailure> {
+        let (tell, reports) = mpsc::unbounded_channel();
+        Ok(Self {
+            probe: Arc::new(Probe::start(kafka)?),
+            scanner: Some(Scanner::start(kafka, &coordinator_group(&kafka.prefix))?),
+            outbox: Outbox::start(kafka, "clean-up", move |delivery| {
+                // The receiver goes away with the round.
+                let _ = tell.send(delivery);
+            })?,
+            reports,
+        })
+    }
+
+    async fn watermarks(&mut self, topic: &str, shard: Shard) -> Result<(u64, u64), NotCleaned> {
+        let (probe, topic) = (Arc::clone(&self.probe), topic.to_string());
+        ask(move || probe.watermarks(&topic, shard.partition())).await
+    }
+}
+
+/// The committed offsets of every participant's group, by shard. Blocks.
+fn committed_by_all(
+    kafka: &KafkaSettings,
+    probe: &Probe,
+) -> Result<BTreeMap<Participant, Vec<Option<Committed>>>, KafkaFailure> {
+    let prefix = &kafka.prefix;
+    let topics = probe.topics()?;
+    let participants = topics.keys().filter_map(|name| match Topic::parse(name, prefix) {
+        Some(Topic::Votes(participant)) => Some(participant),
+        _ => None,
+    });
+    let decisions = Topic::Decisions.name(prefix);
+    let partitions: Vec<(&str, i32)> =
+        (0..kafka.partitions).map(|shard| (decisions.as_str(), Shard(shard).partition())).collect();
+    let mut offsets = GroupOffsets::new(kafka);
+    let mut found = BTreeMap::new();
+    for participant in participants {
+        match offsets.committed(&participant_group(prefix, &participant), &partitions) {
+            Ok(committed) => drop(found.insert(participant, committed)),
+            Err(failure) => {
+                warn!(%participant, %failure, "what it has applied is unknown, and its decisions stay");
+            }
+        }
+    }
+    Ok(found)
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use suture_topics::blocking;
 use suture_topics::membership::{CommitError, Committing, Membership};
 use suture_topics::outbox::Outbox;
 use suture_topics::reader::Reader;
@@ -36,7 +37,7 @@ pub(crate) async fn end(
         // A failed last commit costs the next member some reading.
         let _ = tokio::time::timeout_at(deadline, committing).await;
     }
-    let ended = tokio::task::spawn_blocking(move || {
+    let ended = blocking::spawn(move || {
         // A look-up that is still under way holds the membership a little longer; it leaves when dropped.
         if let Some(membership) = Arc::into_inner(membership) {
             membership.leave(DRAIN);

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use suture_contract::ids::LogLetters;
+use suture_topics::blocking;
 use suture_topics::failure::KafkaFailure;
 use suture_topics::membership::{Commit, CommitError, Committing, MemberEvent, Membership};
 use suture_topics::probe::Probe;
@@ -281,10 +282,10 @@ impl Consumer {
             return;
         }
         let (member, probe, post) = (Arc::clone(&self.membership), Arc::clone(&self.probe), self.post_start.clone());
-        tokio::task::spawn_blocking(move || {
+        blocking::spawn(move || {
             let start = start_of(&member, &probe, &place.0, place.1);
             if start.is_err() {
-                std::thread::sleep(RETRY_PAUSE);
+                blocking::pause(RETRY_PAUSE);
             }
             // The receiver goes away only with the whole service.
             let _ = post.send((place, start));
@@ -330,7 +331,7 @@ fn start_of(member: &Membership, probe: &Probe, topic: &str, partition: i32) -> 
             break;
         }
         // A leader that was cut off shows an old end.
-        std::thread::sleep(LOOK_PAUSE);
+        blocking::pause(LOOK_PAUSE);
         (start, end) = probe.watermarks(topic, partition)?;
     }
     let (offset, remark) = if is_foreign || committed.offset > end {

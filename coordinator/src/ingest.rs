@@ -26,6 +26,7 @@ use suture_contract::partitioner::shard_of;
 use suture_contract::topic_map::{Topic, ingest_group};
 use suture_coordinator_core::ingest::rules::Rules;
 use suture_coordinator_core::ingest::{Event, Keys, Mapped, map};
+use suture_topics::blocking;
 use suture_topics::failure::{KafkaFailure, until_answered};
 use suture_topics::probe::{Probe, UnfitTopic, refuse_unfit};
 use suture_topics::record::Record;
@@ -193,7 +194,7 @@ impl Ingest {
         look_for_topics(&kafka, &probe, &upstream).await?;
         let started = {
             let (kafka, probe, upstream) = (kafka.clone(), Arc::clone(&probe), upstream.clone());
-            tokio::task::spawn_blocking(move || -> Result<_, KafkaFailure> {
+            blocking::spawn(move || -> Result<_, KafkaFailure> {
                 let appends = Appends::start(&kafka, "ingest")?;
                 Ok((appends, Consumer::start(&kafka, &probe, &ingest_group(&kafka.prefix), &upstream)?))
             })
@@ -303,7 +304,7 @@ impl Ingest {
     fn summarise(&mut self) {
         let (failed_appends, under_way) = (self.appends.take_failed(), self.appends.len());
         let (counts, read, probe) = (Arc::clone(&self.counts), self.consumer.read(), Arc::clone(&self.probe));
-        tokio::task::spawn_blocking(move || {
+        blocking::spawn(move || {
             info!(
                 partitions = read.len(),
                 lag = consumer::lag(&probe, &read),

@@ -12,6 +12,7 @@ use suture_contract::ids::{LogLetters, Shard};
 use suture_contract::messages::Request;
 use suture_contract::topic_map::{Topic, retry_group};
 use suture_coordinator_core::redrive::Ask;
+use suture_topics::blocking;
 use suture_topics::failure::KafkaFailure;
 use suture_topics::probe::Probe;
 use suture_topics::record::Record;
@@ -132,10 +133,10 @@ impl Lookup {
         self.under_way = (0..MOST_RECALLS).map_while(|_| self.wanted.pop_first()).collect();
         let places = self.under_way.keys().copied().collect();
         let (kafka, probe, post) = (self.kafka.clone(), Arc::clone(&self.probe), self.post.clone());
-        tokio::task::spawn_blocking(move || {
+        blocking::spawn(move || {
             let round = look(&kafka, &probe, scanner, places);
             if round.failure.is_some() {
-                std::thread::sleep(LOOK_PAUSE);
+                blocking::pause(LOOK_PAUSE);
             }
             // The receiver goes away only with the whole service.
             let _ = post.send(round);
@@ -188,7 +189,7 @@ fn ends(kafka: &KafkaSettings, probe: &Probe, shard: Shard, wanted: u64) -> Resu
         if wanted < end {
             return Ok((start, end));
         }
-        std::thread::sleep(LOOK_PAUSE);
+        blocking::pause(LOOK_PAUSE);
     }
     probe.watermarks(&topic, shard.partition())
 }

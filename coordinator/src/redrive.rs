@@ -27,6 +27,7 @@ use suture_contract::remark::{self, Remark};
 use suture_contract::topic_map::{Topic, retry_group};
 use suture_coordinator_core::ingest::rules::Rules;
 use suture_coordinator_core::redrive::{Ask, Heard, Redrive};
+use suture_topics::blocking;
 use suture_topics::failure::{KafkaFailure, until_answered};
 use suture_topics::probe::Probe;
 use suture_topics::record::Record;
@@ -115,7 +116,7 @@ impl Service {
         };
         let started = {
             let kafka = kafka.clone();
-            tokio::task::spawn_blocking(move || -> Result<_, KafkaFailure> {
+            blocking::spawn(move || -> Result<_, KafkaFailure> {
                 let appends = Appends::start(&kafka, "retry")?;
                 let lookup = Lookup::start(&kafka, &probe, letters)?;
                 let outcomes = [Topic::Outcomes.name(&kafka.prefix)];

@@ -28,6 +28,7 @@ use suture_contract::ids::{LogLetters, Participant, Shard as ShardId, Txid};
 use suture_contract::topic_map::{Topic, coordinator_group};
 use suture_coordinator_core::positions::{Positions, TopicIds};
 use suture_coordinator_core::shard::{self, Alarm, Append, Limits, LookedFor, Raw, Shard, Step, VoidVote, What};
+use suture_topics::blocking;
 use suture_topics::failure::{KafkaFailure, until_answered};
 use suture_topics::membership::{Commit, CommitError, Committing, MemberEvent, Membership};
 use suture_topics::outbox::{Delivery, Failure, Outbox};
@@ -254,7 +255,7 @@ impl Service {
         let (post_look_up, look_ups) = mpsc::unbounded_channel();
         let probe = Arc::new(Probe::start(&kafka)?);
         let known = Known::look_up(&kafka, &probe).await?;
-        let started = tokio::task::spawn_blocking(move || -> Result<_, CoordinatorFailure> {
+        let started = blocking::spawn(move || -> Result<_, CoordinatorFailure> {
             let group = coordinator_group(&kafka.prefix);
             let outbox = Outbox::start(&kafka, "coordinator", move |delivery| {
                 // The receiver goes away only with the whole service.
@@ -271,7 +272,7 @@ impl Service {
         let passed = Passed::new(&settings.pass);
         let clean_up = match settings.cleanup.off {
             true => None,
-            false => Some(CleanUp::start(&kafka, &settings.cleanup, &passed, known.letters)?),
+            false => Some(CleanUp::start(&kafka, &settings.cleanup, &passed, known.letters)),
         };
         info!(
             prefix = %kafka.prefix, bootstrap = %kafka.bootstrap, log = %known.letters,
@@ -555,11 +556,11 @@ impl Service {
         }
         let (kafka, ids, probe) = (self.kafka.clone(), self.ids.clone(), Arc::clone(&self.probe));
         let (member, post) = (Arc::clone(&self.membership), self.post_look_up.clone());
-        tokio::task::spawn_blocking(move || {
+        blocking::spawn(move || {
             let take_over = TakeOver { kafka: &kafka, probe: &probe, member: &member, known: &ids, shard: id };
             let start = take_over.look_up();
             if matches!(start, Err(TakeOverFailure::Kafka(_))) {
-                std::thread::sleep(RETRY_PAUSE);
+                blocking::pause(RETRY_PAUSE);
             }
             // The receiver goes away only with the whole service.
             let _ = post.send(LookUp::TakeOver(id, start));
@@ -694,7 +695,7 @@ impl Service {
         let participants = std::mem::take(&mut self.asked);
         let shards: Vec<ShardId> = self.tenures.keys().copied().collect();
         let (kafka, probe, post) = (self.kafka.clone(), Arc::clone(&self.probe), self.post_look_up.clone());
-        tokio::task::spawn_blocking(move || {
+        blocking::spawn(move || {
             let found = look_up_standing(&kafka, &probe, &participants, &shards);
             // The receiver goes away only with the whole service.
             let _ = post.send(LookUp::Standing(participants, found));
@@ -709,7 +710,7 @@ impl Service {
         let Some(mut scanner) = self.scanner.take() else { return };
         let round: Vec<_> = (0..MOST_RECALLS).map_while(|_| self.recalls.pop_first()).collect();
         let (kafka, post) = (self.kafka.clone(), self.post_look_up.clone());
-        tokio::task::spawn_blocking(move || {
+        blocking::spawn(move || {
             let recalled = recall(&kafka, &mut scanner, round);
             // The receiver goes away only with the whole service.
             let _ = post.send(LookUp::Recalled(scanner, recalled));
@@ -725,7 +726,7 @@ impl Service {
         self.seeking = true;
         let (kafka, probe, post) = (self.kafka.clone(), Arc::clone(&self.probe), self.post_look_up.clone());
         let passed = self.passed.clone();
-        tokio::task::spawn_blocking(move || {
+        blocking::spawn(move || {
             let sought = seek(&kafka, &probe, &passed, id, &txids);
             // The receiver goes away only with the whole service.
             let _ = post.send(LookUp::Sought(id, txids, sought));
@@ -1029,7 +1030,7 @@ impl Service {
         let oldest_s = oldest_ms.map_or(0, |at| (clock::wall_ms() - at).max(0) / 1_000);
         let (under_way, shards, stopped) = (self.under_way.len(), self.tenures.len(), self.stopped.len());
         let (probe, topic) = (Arc::clone(&self.probe), Topic::Requests.name(&self.kafka.prefix));
-        tokio::task::spawn_blocking(move || {
+        blocking::spawn(move || {
             let behind = |(id, read): &(ShardId, u64)| {
                 probe.watermarks(&topic, id.partition()).ok().map(|(start, end)| end.saturating_sub(start.max(*read)))
             };
@@ -1071,8 +1072,7 @@ impl Service {
         }
         self.commit_positions(true);
         if let Some(clean_up) = self.clean_up {
-            let closed = tokio::task::spawn_blocking(move || clean_up.close(CLEAN_UP_ENDS));
-            closed.await.map_err(|_| CoordinatorFailure::ClientGone)?;
+            clean_up.close(CLEAN_UP_ENDS).await;
         }
         drop((self.reader_events, self.member_events));
         let ended = clients::end(self.committing, deadline, self.membership, self.reader, self.outbox);

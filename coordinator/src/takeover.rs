@@ -11,6 +11,7 @@ use std::time::Duration;
 use suture_contract::ids::{Participant, Shard};
 use suture_contract::topic_map::{Topic, coordinator_group};
 use suture_coordinator_core::positions::{BadPositions, Positions, TopicIds};
+use suture_topics::blocking;
 use suture_topics::failure::KafkaFailure;
 use suture_topics::membership::Membership;
 use suture_topics::probe::{Probe, TopicInfo};
@@ -74,7 +75,7 @@ impl TakeOver<'_> {
                 },
             }
             looks += 1;
-            std::thread::sleep(LOOK_PAUSE);
+            blocking::pause(LOOK_PAUSE);
         }
     }
 
@@ -167,7 +168,7 @@ impl TakeOver<'_> {
                 let shard = self.shard;
                 return Err(self.unusable(format!("{name}/{shard} ends at {end}, before the position {at}")));
             }
-            std::thread::sleep(LOOK_PAUSE);
+            blocking::pause(LOOK_PAUSE);
         }
     }
 
