@@ -5,11 +5,12 @@
 //! | new: it has been voted yes | seen, if a look finds it in doubt, or nothing of it: it was there. Committed: nobody watches it, for its yes was a repeat |
 //! | seen in doubt, now or when its shard was taken | gone, if a look finds it committed, or nothing of it |
 //! | seen in doubt | nobody watches it any more, if a look finds a row that says that it is over: that is Suture's own word |
-//! | gone, and the decision log ended there after the look | finished by hand, if its decision was not read up to that end |
+//! | gone, in [`LOOKS`] looks, after each of which the decision log ended somewhere | finished by hand, if its decision was not read up to the last of these ends |
 //!
 //! **Why that is no false alarm.** A decision stands in the log before anybody carries it out, another instance too. So one
 //! that explains what was looked at lies below the end that the log has afterwards, and whoever has read that far has read
-//! it. A branch whose decision was read is not watched any more, whatever becomes of it.
+//! it. A branch whose decision was read is not watched any more, whatever becomes of it. A leader that was cut off shows an end of
+//! before; it does so for some seconds, and the looks are a second apart.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -20,6 +21,9 @@ use crate::branch::State;
 
 /// Most that are looked at at once.
 const AT_ONCE: usize = 500;
+
+/// How often a branch is looked at that is gone: of the log's ends after these looks the last one counts.
+pub const LOOKS: u32 = 10;
 
 /// What a branch was about, if this process has voted on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,7 +48,7 @@ pub struct Watch {
 enum Sight {
     New,
     Seen,
-    Gone { state: State, end: u64 },
+    Gone { state: State, end: u64, looks: u32 },
 }
 
 impl Watch {
@@ -92,9 +96,11 @@ impl Watch {
             (Sight::New, _, _) | (_, State::Aborted | State::Refused | State::Abandoned | State::Purged, _) => {
                 self.leaves(txid)
             }
-            (Sight::Seen, State::Absent | State::Committed, Some(end)) => *sight = Sight::Gone { state, end },
-            (Sight::Seen, State::Absent | State::Committed, None) => {}
-            (Sight::Gone { .. }, State::Absent | State::Committed, _) => {}
+            (_, State::Absent | State::Committed, None) => {}
+            (Sight::Seen, State::Absent | State::Committed, Some(end)) => *sight = Sight::Gone { state, end, looks: 1 },
+            (Sight::Gone { end: before, looks, .. }, State::Absent | State::Committed, Some(end)) => {
+                *sight = Sight::Gone { state, end: end.max(before), looks: looks + 1 };
+            }
         }
     }
 
@@ -106,7 +112,9 @@ impl Watch {
         in_hand: impl Fn(&Txid) -> bool,
     ) -> Vec<(Txid, State, Option<About>)> {
         let certain = |(txid, (sight, _)): (&Txid, &(Sight, Option<About>))| match sight {
-            Sight::Gone { state, end } if read_to(txid.shard)? >= *end && !in_hand(txid) => Some((*txid, *state)),
+            Sight::Gone { state, end, looks } if *looks >= LOOKS && read_to(txid.shard)? >= *end && !in_hand(txid) => {
+                Some((*txid, *state))
+            }
             Sight::New | Sight::Seen | Sight::Gone { .. } => None,
         };
         let finished: Vec<(Txid, State)> = self.branches.iter().filter_map(certain).collect();
@@ -133,6 +141,11 @@ mod tests {
         found.into_iter().map(|(txid, state, about)| (txid, state, about.is_some())).collect()
     }
 
+    /// So many looks that it is certain.
+    fn looked(watch: &mut Watch, txid: &Txid, state: State, end: u64) {
+        (0..LOOKS).for_each(|_| watch.looked(txid, state, Some(end)));
+    }
+
     #[test]
     fn who_was_in_doubt_and_is_not_without_a_decision_is_told_once() {
         let mut watch = Watch::default();
@@ -141,12 +154,12 @@ mod tests {
         assert_eq!(watch.in_turn(), [txid(1), txid(2)]);
         assert!(!watch.was_seen(&txid(1)) && watch.was_seen(&txid(2)));
         watch.looked(&txid(1), State::InDoubt, None);
-        watch.looked(&txid(2), State::Committed, Some(7));
+        looked(&mut watch, &txid(2), State::Committed, 7);
         assert!(finished(&mut watch, 6).is_empty(), "its decision may come yet");
         assert_eq!(finished(&mut watch, 7), [(txid(2), State::Committed, false)]);
         watch.looked(&txid(1), State::Absent, None);
         assert!(finished(&mut watch, 99).is_empty(), "nobody knows where the log ends");
-        watch.looked(&txid(1), State::Absent, Some(9));
+        looked(&mut watch, &txid(1), State::Absent, 9);
         assert_eq!(finished(&mut watch, 9), [(txid(1), State::Absent, true)]);
         assert!(finished(&mut watch, 99).is_empty() && watch.in_turn().is_empty());
     }
@@ -156,7 +169,7 @@ mod tests {
         let mut watch = Watch::default();
         for offset in 1..=5 {
             watch.was_there(txid(offset));
-            watch.looked(&txid(offset), State::Absent, Some(7));
+            looked(&mut watch, &txid(offset), State::Absent, 7);
         }
         watch.leaves(&txid(1));
         watch.looked(&txid(2), State::InDoubt, None);
@@ -181,8 +194,19 @@ mod tests {
         let mut watch = Watch::default();
         watch.voted(txid(1), about());
         watch.looked(&txid(1), State::Absent, None);
-        watch.looked(&txid(1), State::Absent, Some(7));
+        looked(&mut watch, &txid(1), State::Absent, 7);
         assert_eq!(finished(&mut watch, 7), [(txid(1), State::Absent, true)]);
+    }
+
+    #[test]
+    fn an_end_that_a_leader_shows_that_was_cut_off_alone_proves_nothing() {
+        let mut watch = Watch::default();
+        watch.was_there(txid(1));
+        (1..LOOKS).for_each(|_| watch.looked(&txid(1), State::Committed, Some(7)));
+        assert!(finished(&mut watch, 7).is_empty());
+        watch.looked(&txid(1), State::Committed, Some(9));
+        assert!(finished(&mut watch, 8).is_empty(), "the decision may stand behind what that leader showed");
+        assert_eq!(finished(&mut watch, 9), [(txid(1), State::Committed, false)]);
     }
 
     #[test]
