@@ -86,6 +86,9 @@ const LOOK_AT_INCIDENTS_EVERY: Duration = Duration::from_secs(1);
 /// that are not carried out.
 const MOST_HELD: usize = 1_000;
 
+/// Positions that have not moved are committed again: a commit that was given up may have landed over a later one.
+const COMMIT_AGAIN_EVERY: Duration = Duration::from_secs(60);
+
 /// How often the summary is logged.
 const SUMMARY_EVERY: Duration = Duration::from_secs(60);
 
@@ -220,6 +223,7 @@ pub async fn run<R: Resource>(
         takes: 0,
         store_job: JoinSet::new(),
         is_look_due: false,
+        is_commit_due: false,
         commit_job: JoinSet::new(),
         summary_job: JoinSet::new(),
         votes: HashMap::new(),
@@ -297,6 +301,8 @@ struct Service<R> {
     store_job: JoinSet<(Vec<Position>, Stored)>,
     /// Whether to look for the stored positions even if none is to be stored.
     is_look_due: bool,
+    /// Whether to commit all positions, also those that have not moved.
+    is_commit_due: bool,
     commit_job: JoinSet<(Vec<Commit>, Result<(), CommitError>)>,
     summary_job: JoinSet<()>,
     /// Votes whose append is not acknowledged, by token.
@@ -366,6 +372,8 @@ impl<R: Resource> Service<R> {
         lines.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut incidents = interval(LOOK_AT_INCIDENTS_EVERY);
         incidents.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut again = interval(COMMIT_AGAIN_EVERY);
+        again.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut summary = interval(SUMMARY_EVERY);
         summary.set_missed_tick_behavior(MissedTickBehavior::Delay);
         summary.tick().await;
@@ -403,6 +411,7 @@ impl<R: Resource> Service<R> {
                     self.look_at_lines();
                 }
                 _ = incidents.tick() => self.look_at_incidents(),
+                _ = again.tick() => self.is_commit_due = true,
                 _ = summary.tick() => self.summarise(),
             }
             self.start_stuck_decisions();
@@ -1052,10 +1061,11 @@ impl<R: Resource> Service<R> {
     /// The group's offset follows the row, with the ledger's id: that is the acknowledgement.
     fn commit_positions(&mut self) {
         let mut commits = Vec::new();
+        let all = std::mem::take(&mut self.is_commit_due);
         for (shard, state) in &self.shards {
             let logs = [(&self.names.prepares, &state.prepares), (&self.names.decisions, &state.decisions)];
             for (topic, track) in logs {
-                if let Some(offset) = track.stored.filter(|_| track.committed != track.stored) {
+                if let Some(offset) = track.stored.filter(|_| all || track.committed != track.stored) {
                     let metadata = self.resource.ledger_id();
                     commits.push(Commit { topic: topic.clone(), partition: shard.partition(), offset, metadata });
                 }
