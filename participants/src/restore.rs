@@ -37,6 +37,7 @@ use suture_contract::topic_map::participant_group;
 use suture_participants_core::branch::Answer;
 use suture_participants_core::restore::{Due, Place, Plan, portion, went_back};
 use suture_topics::acks::GroupOffsets;
+use suture_topics::blocking;
 use suture_topics::failure::KafkaFailure;
 use suture_topics::membership::Committed;
 use suture_topics::probe::Probe;
@@ -58,7 +59,7 @@ use crate::take::{Letters, Names, range};
 const TELL_EVERY: Duration = Duration::from_secs(5);
 
 /// Records that are read ahead.
-const READ_AHEAD: usize = 64;
+const READ_AHEAD: usize = if cfg!(suture_simulated) { 1 << 16 } else { 64 };
 
 /// Most decisions or transactions in one question to the database.
 const BATCH: usize = 512;
@@ -153,11 +154,7 @@ async fn look<R: Resource>(
 ) -> Result<Vec<Log>, ServiceError> {
     let mut logs = Vec::new();
     for (topic, letters) in [(&names.prepares, letters.prepares), (&names.decisions, letters.decisions)] {
-        let rows = until_answered(|| resource.load_positions(topic.clone())).await;
-        let own = |shard: Shard| {
-            let is_own = |row: &&Position| row.letters == letters && row.shard == shard;
-            rows.iter().find(is_own).map(|row| row.next_offset)
-        };
+        // The group first: another instance stores its row and then commits, also between these two questions.
         let committed = {
             let (kafka, group, topic) = (kafka.clone(), group.to_string(), topic.clone());
             suture_topics::failure::until_answered(move || {
@@ -166,6 +163,11 @@ async fn look<R: Resource>(
                 GroupOffsets::new(&kafka).committed(&group, &partitions)
             })
             .await?
+        };
+        let rows = until_answered(|| resource.load_positions(topic.clone())).await;
+        let own = |shard: Shard| {
+            let is_own = |row: &&Position| row.letters == letters && row.shard == shard;
+            rows.iter().find(is_own).map(|row| row.next_offset)
         };
         let of_shard = |(shard, committed): (u16, Option<Committed>)| {
             let shard = Shard(shard);
@@ -588,10 +590,10 @@ impl<R: Resource> Restore<'_, R> {
     fn records(&self, topic: &str, shard: Shard, stretch: (u64, u64)) -> mpsc::Receiver<Result<Record, ScanFailure>> {
         let (sender, records) = mpsc::channel(READ_AHEAD);
         let (kafka, group, topic) = (self.kafka.clone(), self.group.to_string(), topic.to_string());
-        tokio::task::spawn_blocking(move || {
+        blocking::spawn(move || {
             if let Err(failure) = send(&kafka, &group, (&topic, shard.partition()), stretch, &sender) {
                 // Nobody listens any more if the service was stopped meanwhile.
-                let _ = sender.blocking_send(Err(failure));
+                let _ = blocking::send(&sender, Err(failure));
             }
         });
         records
@@ -664,7 +666,7 @@ fn send(
     loop {
         let scanned = scanner.scan(log, (next, to), |record| {
             next = record.offset + 1;
-            match records.blocking_send(Ok(record)) {
+            match blocking::send(records, Ok(record)) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()),
             }

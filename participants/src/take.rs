@@ -17,6 +17,7 @@ use std::time::Duration;
 use suture_contract::ids::{LogLetters, Participant, Shard, Txid};
 use suture_contract::topic_map::Topic;
 use suture_participants_core::doubts::InDoubt;
+use suture_topics::blocking;
 use suture_topics::failure::KafkaFailure;
 use suture_topics::probe::{Probe, refuse_unfit};
 use suture_topics::settings::KafkaSettings;
@@ -233,5 +234,5 @@ pub(crate) fn lag(probe: &Probe, topic: &str, done: &[(Shard, u64)]) -> Option<u
 
 /// Runs what blocks on a thread that may.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ServiceError> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| ServiceError::Job)
+    blocking::spawn(work).await.map_err(|_| ServiceError::Job)
 }
