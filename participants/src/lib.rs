@@ -58,6 +58,8 @@ mod xa;
 
 pub mod mariadb;
 pub mod postgres;
+#[cfg(suture_simulated)]
+pub mod simulated;
 pub mod sqlite;
 
 pub mod opened;

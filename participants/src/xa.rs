@@ -19,7 +19,7 @@
 //! - A commit for what is neither in the list nor in the ledger is looked for over some seconds, with a trial insert
 //!   that waits for whoever holds the row. After that it is lost.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -135,9 +135,9 @@ pub(crate) struct Known {
     /// How many branches of ours are prepared in all.
     pub in_doubt: usize,
     /// Those in the list.
-    pub gids: HashMap<Txid, Gid>,
+    pub gids: BTreeMap<Txid, Gid>,
     /// Those in the ledger.
-    pub rows: HashMap<Txid, StoredRow>,
+    pub rows: BTreeMap<Txid, StoredRow>,
     /// What is purged, looked at after the rows.
     pub marks: Marks,
 }
@@ -502,7 +502,7 @@ mod tests {
         }
 
         async fn look_at_all(&self, txids: &[Txid]) -> Result<Known, Unavailable> {
-            let gids: HashMap<Txid, Gid> =
+            let gids: BTreeMap<Txid, Gid> =
                 self.listed.lock().unwrap().iter().map(|gid| (gid.txid, gid.clone())).collect();
             let rows = self.row.lock().unwrap().iter().map(|row| (txids[0], row.clone())).collect();
             Ok(Known { in_doubt: gids.len(), gids, rows, ..Known::default() })
