@@ -149,8 +149,8 @@ pub struct Count {
 
 const LOCK_TIMEOUT: Duration = Duration::from_millis(1_500);
 const KEY_TIMEOUT: Duration = Duration::from_millis(150);
-/// So long after a rollback a crash may undo it.
-const UNFLUSHED: Duration = Duration::from_secs(5);
+/// So long after a rollback a crash may undo it. (Longer than a server's: what a rollback leaves must not hang on it.)
+const UNFLUSHED: Duration = Duration::from_secs(60);
 
 impl SimulatedDatabase {
     /// An empty one with these accounts.
@@ -182,7 +182,7 @@ impl SimulatedDatabase {
         let now = Instant::now();
         for (at, branch) in std::mem::take(&mut data.rolled_back) {
             let is_free = branch.spent.iter().all(|spent| !data.is_locked(&spent.account));
-            if now - at <= UNFLUSHED && is_free && data.fate.draw(2) == 0 {
+            if now - at <= UNFLUSHED && is_free {
                 data.fate.struck("undone_rollback", Some(branch.gid.txid));
                 data.prepared.insert(branch.gid.txid, branch);
             }

@@ -1,0 +1,216 @@
+//! What a seed plans: who is there, what is asked for, and what goes wrong. All of it is drawn before anything runs, so that a
+//! story can be shortened by leaving parts of its plan out.
+
+use std::time::Duration;
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+use suture_participants::simulated::DatabaseLuck;
+use suture_topics::simulated::Luck;
+
+/// A whole run.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// All further chance follows from it.
+    pub seed: u64,
+    /// How many shards.
+    pub shards: u16,
+    /// How many coordinators.
+    pub coordinators: usize,
+    /// The participants, and how many processes each has.
+    pub participants: Vec<Seat>,
+    /// What each account holds at first, the same everywhere.
+    pub accounts: Vec<i64>,
+    /// What is asked for, when.
+    pub asks: Vec<(Duration, Ask)>,
+    /// What goes wrong, when.
+    pub troubles: Vec<(Duration, Trouble)>,
+    /// How often things go wrong with Kafka.
+    pub luck: Luck,
+    /// How often things go wrong with the databases.
+    pub database_luck: DatabaseLuck,
+    /// When all troubles end.
+    pub heals: Duration,
+}
+
+/// A participant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seat {
+    /// Its name.
+    pub name: &'static str,
+    /// Whether it prepares in mode xa; else it reserves.
+    pub is_xa: bool,
+    /// How many processes serve it.
+    pub processes: usize,
+}
+
+/// Something that is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ask {
+    /// A request.
+    Request {
+        /// Which business key.
+        key: u32,
+        /// Which attempt.
+        attempt: u32,
+        /// Which order key, which also says its shard. Ordered or not.
+        line: u32,
+        /// Whether it must wait for its turn.
+        ordered: bool,
+        /// How long its participants have.
+        deadline: Duration,
+        /// By place among the participants: from which account how much.
+        branches: Vec<(usize, usize, i64)>,
+    },
+    /// A cancellation of what was asked for at this place of the plan.
+    Cancel(usize),
+}
+
+/// Something that goes wrong. Numbers of processes count all of their kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trouble {
+    KillCoordinator { process: usize, away: Duration },
+    StopCoordinator { process: usize, away: Duration },
+    StallCoordinator { process: usize, time: Duration },
+    KillParticipant { process: usize, away: Duration },
+    StopParticipant { process: usize, away: Duration },
+    StallParticipant { process: usize, time: Duration },
+    CrashDatabase { seat: usize, away: Duration },
+    ExpelCoordinator,
+    ExpelParticipant { seat: usize },
+    RebalanceCoordinators,
+    LoseCoordinatorsOffsets,
+    ResetCoordinatorsOffset { shard: u16 },
+    LoseParticipantsOffsets { seat: usize },
+    ResetParticipantsOffset { seat: usize, shard: u16 },
+    Compact,
+    Retention,
+}
+
+const NAMES: [&str; 3] = ["hospital", "insurer", "surgeon-log"];
+
+struct Draw(ChaCha8Rng);
+
+impl Draw {
+    fn below(&mut self, most: u64) -> u64 {
+        self.0.next_u64() % most.max(1)
+    }
+
+    fn index(&mut self, most: usize) -> usize {
+        self.below(most as u64) as usize
+    }
+
+    fn ms(&mut self, least: u64, most: u64) -> Duration {
+        Duration::from_millis(least + self.below(most - least + 1))
+    }
+
+    /// A rate in a thousand: mostly none, sometimes much.
+    fn rate(&mut self, most: u64) -> u16 {
+        if self.below(3) > 0 { 0 } else { self.below(most + 1) as u16 }
+    }
+}
+
+impl Plan {
+    /// What this seed plans.
+    pub fn of(seed: u64) -> Self {
+        let mut draw = Draw(ChaCha8Rng::seed_from_u64(seed));
+        let shards = 1 + draw.below(3) as u16;
+        let coordinators = 1 + draw.index(3);
+        let count = 2 + draw.index(2);
+        let mut seat = |name| Seat { name, is_xa: draw.below(2) == 0, processes: 1 + draw.index(2) };
+        let participants: Vec<Seat> = NAMES[..count].iter().map(|name| seat(name)).collect();
+        let accounts = (0..1 + draw.index(4)).map(|_| [6, 60, 600, 600, 600, 600][draw.index(6)]).collect::<Vec<i64>>();
+        let length = draw.ms(5_000, 25_000);
+        let mut plan = Self {
+            seed,
+            shards,
+            coordinators,
+            participants,
+            accounts,
+            asks: Vec::new(),
+            troubles: Vec::new(),
+            luck: Luck {
+                lost_answer: draw.rate(80),
+                lost_append: draw.rate(80),
+                late_append: draw.rate(80),
+                stale_end: draw.rate(400),
+                slow_fetch: draw.rate(60),
+                lost_commit_answer: draw.rate(100),
+                late_commit: draw.rate(100),
+            },
+            database_luck: DatabaseLuck {
+                lost_answer: draw.rate(40),
+                no_answer: draw.rate(40),
+                empty_ok: draw.rate(100),
+                slow: draw.rate(40),
+            },
+            heals: length,
+        };
+        plan.draw_asks(&mut draw, length);
+        plan.draw_troubles(&mut draw, length);
+        plan
+    }
+
+    fn draw_asks(&mut self, draw: &mut Draw, length: Duration) {
+        let (keys, lines) = (2 + draw.below(80), 1 + draw.below(6));
+        let ordered_in_four = draw.below(5);
+        let mut attempts: Vec<u32> = vec![0; keys as usize];
+        for _ in 0..5 + draw.index(25) {
+            let at = draw.ms(0, length.as_millis() as u64);
+            if !self.asks.is_empty() && draw.below(12) == 0 {
+                self.asks.push((at, Ask::Cancel(draw.index(self.asks.len()))));
+                continue;
+            }
+            let key = draw.below(keys) as u32;
+            // Mostly the next attempt, sometimes one that was there: delivered twice.
+            let attempt = match draw.below(10) {
+                0 => attempts[key as usize].max(1),
+                _ => attempts[key as usize] + 1,
+            };
+            attempts[key as usize] = attempts[key as usize].max(attempt);
+            let mut branches = Vec::new();
+            for place in 0..self.participants.len() {
+                if draw.below(5) > 0 {
+                    branches.push((place, draw.index(self.accounts.len()), 1 + draw.below(3) as i64));
+                }
+            }
+            if branches.is_empty() {
+                branches.push((0, 0, 1));
+            }
+            let deadline = if draw.below(8) == 0 { draw.ms(200, 2_000) } else { draw.ms(8_000, 40_000) };
+            let (line, ordered) = (draw.below(lines) as u32, draw.below(4) < ordered_in_four);
+            self.asks.push((at, Ask::Request { key, attempt, line, ordered, deadline, branches }));
+        }
+    }
+
+    fn draw_troubles(&mut self, draw: &mut Draw, length: Duration) {
+        let processes: usize = self.participants.iter().map(|seat| seat.processes).sum();
+        for _ in 0..draw.index(14) {
+            let at = draw.ms(0, length.as_millis() as u64);
+            let away = draw.ms(100, 12_000);
+            let (seat, shard) = (draw.index(self.participants.len()), draw.below(self.shards.into()) as u16);
+            let (coordinator, participant) = (draw.index(self.coordinators), draw.index(processes));
+            let trouble = match draw.below(20) {
+                0 | 1 => Trouble::KillCoordinator { process: coordinator, away },
+                2 => Trouble::StopCoordinator { process: coordinator, away },
+                3 => Trouble::StallCoordinator { process: coordinator, time: away },
+                4 | 5 => Trouble::KillParticipant { process: participant, away },
+                6 => Trouble::StopParticipant { process: participant, away },
+                7 => Trouble::StallParticipant { process: participant, time: away },
+                8 | 9 | 18 | 19 => Trouble::CrashDatabase { seat, away },
+                10 => Trouble::ExpelCoordinator,
+                11 => Trouble::ExpelParticipant { seat },
+                12 => Trouble::RebalanceCoordinators,
+                13 => Trouble::LoseCoordinatorsOffsets,
+                14 => Trouble::ResetCoordinatorsOffset { shard },
+                15 => match draw.below(2) {
+                    0 => Trouble::LoseParticipantsOffsets { seat },
+                    _ => Trouble::ResetParticipantsOffset { seat, shard },
+                },
+                16 => Trouble::Compact,
+                _ => Trouble::Retention,
+            };
+            self.troubles.push((at, trouble));
+        }
+    }
+}

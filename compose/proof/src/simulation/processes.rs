@@ -1,0 +1,138 @@
+//! Processes: services that can be killed, stopped, stalled and started again.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use suture_topics::simulated::kill;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+
+/// A service that runs, until it ends or its sender of `true` does.
+pub type Service = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
+
+/// Starts a service; `false` turns true when it must stop.
+pub type Start = Box<dyn Fn(watch::Receiver<bool>) -> Service>;
+
+/// How a process ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// Nothing of it was closed.
+    Killed,
+    /// By itself, or because it was stopped.
+    By(Result<(), String>),
+}
+
+enum Order {
+    Kill,
+    Stall(Duration),
+}
+
+/// One of them.
+pub struct Process {
+    /// For messages.
+    pub name: String,
+    start: Start,
+    running: Option<Running>,
+    /// When it is started again; none while it runs.
+    starts_at: Option<Instant>,
+    /// What it said when it ended by itself.
+    pub said: Vec<String>,
+}
+
+struct Running {
+    orders: mpsc::UnboundedSender<Order>,
+    shutdown: watch::Sender<bool>,
+    task: JoinHandle<Ended>,
+    is_stopping: bool,
+}
+
+impl Process {
+    /// Not started yet.
+    pub fn new(name: String, start: Start) -> Self {
+        Self { name, start, running: None, starts_at: Some(Instant::now()), said: Vec::new() }
+    }
+
+    /// Ends it at once.
+    pub fn kill(&mut self, away: Duration) {
+        self.order(Order::Kill, away);
+    }
+
+    /// Lets nothing of it happen for a while.
+    pub fn stall(&mut self, time: Duration) {
+        if let Some(running) = &self.running {
+            let _ = running.orders.send(Order::Stall(time));
+        }
+    }
+
+    /// Asks it to end.
+    pub fn stop(&mut self, away: Duration) {
+        if let Some(running) = &mut self.running {
+            let _ = running.shutdown.send(true);
+            running.is_stopping = true;
+            self.starts_at = Some(Instant::now() + away);
+        }
+    }
+
+    fn order(&mut self, order: Order, away: Duration) {
+        if let Some(running) = &self.running {
+            let _ = running.orders.send(order);
+            self.starts_at = Some(Instant::now() + away);
+        }
+    }
+
+    /// Looks whether it has ended, and starts it if it is time: also one that ended by itself, as whoever supervises it would.
+    pub async fn supervise(&mut self) {
+        if self.running.as_ref().is_some_and(|running| running.task.is_finished())
+            && let Some(running) = self.running.take()
+        {
+            match running.task.await {
+                Ok(Ended::Killed | Ended::By(Ok(()))) => {}
+                Ok(Ended::By(Err(said))) => self.said.push(said),
+                Err(panicked) => self.said.push(format!("PANIC {panicked}")),
+            }
+            self.starts_at.get_or_insert(Instant::now() + Duration::from_secs(1));
+        }
+        if self.running.is_none() && self.starts_at.is_some_and(|at| at <= Instant::now()) {
+            self.starts_at = None;
+            let (shutdown, stop) = watch::channel(false);
+            let (orders, received) = mpsc::unbounded_channel();
+            let task = tokio::spawn(host((self.start)(stop), received));
+            self.running = Some(Running { orders, shutdown, task, is_stopping: false });
+        }
+    }
+
+    /// Starts it now, if it does not run.
+    pub fn hurry(&mut self) {
+        if let Some(at) = &mut self.starts_at {
+            *at = (*at).min(Instant::now());
+        }
+    }
+
+    /// Stops it and waits for its end.
+    pub async fn end(&mut self) -> Result<(), String> {
+        let Some(running) = self.running.take() else { return Ok(()) };
+        let _ = running.shutdown.send(true);
+        match running.task.await {
+            Ok(Ended::Killed) => Ok(()),
+            Ok(Ended::By(result)) => result,
+            Err(panicked) => Err(format!("PANIC {panicked}")),
+        }
+    }
+}
+
+async fn host(mut service: Service, mut orders: mpsc::UnboundedReceiver<Order>) -> Ended {
+    loop {
+        tokio::select! {
+            biased;
+            order = orders.recv() => match order {
+                Some(Order::Stall(time)) => sleep(time).await,
+                Some(Order::Kill) | None => {
+                    kill(service);
+                    return Ended::Killed;
+                }
+            },
+            result = &mut service => return Ended::By(result),
+        }
+    }
+}

@@ -1,0 +1,499 @@
+//! One run: the processes over a simulated Kafka and simulated databases, as a plan says, from its first request until all of
+//! it is settled.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+use serde_json::value::RawValue;
+use suture_contract::codec::encode;
+use suture_contract::ids::{Attempt, Deployment, LogLetters, Participant, RequestHash, Shard, Txid};
+use suture_contract::messages::{Branch, Cancel, Request};
+use suture_contract::partitioner::shard_of;
+use suture_contract::topic_map::{Topic, coordinator_group, participant_group};
+use suture_coordinator::service::CoordinatorSettings;
+use suture_participants::config::ParticipantConfig;
+use suture_participants::simulated::{DatabaseLuck, Fate, SimulatedDatabase, SimulatedServer};
+use suture_topics::settings::KafkaSettings;
+pub use suture_topics::simulated::BEGINS_MS;
+use suture_topics::simulated::{Cluster, Luck};
+use tokio::time::{Instant, sleep_until};
+
+use super::check::{self, Asked};
+use super::plan::{Ask, Plan, Seat, Trouble};
+use super::processes::{Process, Service};
+
+/// How long all of it may take to settle once everything works.
+const SETTLES_WITHIN: Duration = Duration::from_secs(600);
+/// After this long without its processes a group is empty.
+const EMPTY: Duration = Duration::from_millis(7_000);
+/// What was committed so long ago is never committed again.
+const OLD: Duration = Duration::from_secs(6);
+/// Between two looks of whoever supervises the processes.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Something that went wrong, and which transactions it may have touched.
+#[derive(Debug, Clone)]
+pub struct Struck {
+    /// What.
+    pub kind: &'static str,
+    /// When.
+    pub at: Duration,
+    /// One transaction; else all of these shards and of this participant.
+    pub txid: Option<Txid>,
+    /// Of one shard only.
+    pub shard: Option<Shard>,
+    /// Of one participant only.
+    pub participant: Option<&'static str>,
+}
+
+/// Everything of a run.
+pub struct World {
+    /// What was planned.
+    pub plan: Plan,
+    /// The deployment.
+    pub kafka: KafkaSettings,
+    /// The brokers.
+    pub cluster: Cluster,
+    /// Which incarnation of the requests.
+    pub letters: LogLetters,
+    /// By participant, in the plan's order.
+    pub databases: Vec<SimulatedDatabase>,
+    coordinators: Vec<Process>,
+    /// With the participant's place.
+    participants: Vec<(usize, Process)>,
+    /// By place in the plan: where it stands.
+    pub asked: BTreeMap<usize, Asked>,
+    /// What went wrong.
+    pub struck: Vec<Struck>,
+    /// When each transaction was applied everywhere, as far as somebody looked.
+    pub applied: BTreeMap<Txid, Duration>,
+    /// What processes said that ended by themselves, before the end.
+    pub said: Vec<String>,
+    fates: Arc<Mutex<Vec<Struck>>>,
+    began: Instant,
+    /// What is done with the offsets of a group once it is empty.
+    with_offsets: Vec<(Instant, Trouble)>,
+    /// What the coordinators had committed of the requests, when: what lies below is old some time later.
+    committed: Vec<(Instant, Shard, u64)>,
+}
+
+/// Chance for one database.
+struct Chance {
+    random: ChaCha8Rng,
+    participant: &'static str,
+    struck: Arc<Mutex<Vec<Struck>>>,
+    began: Instant,
+}
+
+impl Fate for Chance {
+    fn draw(&mut self, most: u64) -> u64 {
+        self.random.next_u64() % most.max(1)
+    }
+
+    fn struck(&mut self, kind: &'static str, txid: Option<Txid>) {
+        let at = self.began.elapsed();
+        let struck = Struck { kind, at, txid, shard: None, participant: Some(self.participant) };
+        self.struck.lock().unwrap_or_else(PoisonError::into_inner).push(struck);
+    }
+}
+
+impl World {
+    fn new(plan: Plan) -> Self {
+        let began = Instant::now();
+        let deployment: Deployment = "sim".parse().expect("a deployment's name");
+        let kafka = KafkaSettings { partitions: plan.shards, ..KafkaSettings::new("simulated", deployment.clone()) };
+        let cluster = Cluster::new(plan.seed ^ 0x6b61_666b_6100, plan.luck);
+        cluster.enter();
+        let names: Vec<Participant> =
+            plan.participants.iter().map(|seat| seat.name.parse().expect("a participant's name")).collect();
+        for topic in Topic::all(&names) {
+            cluster.create(&topic.name(&kafka.prefix), plan.shards);
+        }
+        let letters = suture_topics::probe::Probe::start(&kafka)
+            .and_then(|probe| probe.letters(&Topic::Requests.name(&kafka.prefix)))
+            .expect("the topic was created");
+        let fates: Arc<Mutex<Vec<Struck>>> = Arc::default();
+        let accounts: BTreeMap<String, i64> =
+            plan.accounts.iter().enumerate().map(|(number, left)| (account(number), *left)).collect();
+        let database = |(place, seat): (usize, &Seat)| {
+            let random = ChaCha8Rng::seed_from_u64(plan.seed ^ (0x6461_7461 + place as u64));
+            let chance = Chance { random, participant: seat.name, struck: Arc::clone(&fates), began };
+            SimulatedDatabase::new(accounts.clone(), plan.database_luck, Box::new(chance))
+        };
+        let databases: Vec<SimulatedDatabase> = plan.participants.iter().enumerate().map(database).collect();
+        let coordinators = (0..plan.coordinators)
+            .map(|number| {
+                let kafka = kafka.clone();
+                let start = move |stop| -> Service {
+                    let (kafka, settings) = (kafka.clone(), coordinator_settings());
+                    Box::pin(async move {
+                        suture_coordinator::service::run(kafka, settings, stop).await.map_err(|e| e.to_string())
+                    })
+                };
+                Process::new(format!("coordinator-{number}"), Box::new(start))
+            })
+            .collect();
+        let mut participants = Vec::new();
+        for (place, seat) in plan.participants.iter().enumerate() {
+            let config = ParticipantConfig::parse(&config_of(*seat), Path::new("simulated.toml"))
+                .expect("the simulation's configuration");
+            for number in 0..seat.processes {
+                let (kafka, config, database) = (kafka.clone(), config.clone(), databases[place].clone());
+                let deployment = deployment.clone();
+                let start = move |stop| -> Service {
+                    let (kafka, config) = (kafka.clone(), config.clone());
+                    let server = SimulatedServer::open(&database, &config, &deployment);
+                    Box::pin(async move {
+                        let server = Arc::new(server.ok_or("no server")?);
+                        let (name, upkeep) = (config.name.clone(), config.upkeep);
+                        let run = suture_participants::service::run(&kafka, &name, server, upkeep, stop);
+                        run.await.map_err(|failure| failure.to_string())
+                    })
+                };
+                participants.push((place, Process::new(format!("{}-{number}", seat.name), Box::new(start))));
+            }
+        }
+        Self {
+            plan,
+            kafka,
+            cluster,
+            letters,
+            databases,
+            coordinators,
+            participants,
+            asked: BTreeMap::new(),
+            struck: Vec::new(),
+            said: Vec::new(),
+            applied: BTreeMap::new(),
+            fates,
+            began,
+            with_offsets: Vec::new(),
+            committed: Vec::new(),
+        }
+    }
+
+    /// Runs the plan. Answers what must not be.
+    async fn run(&mut self) -> Vec<String> {
+        enum Event {
+            Ask(usize, Ask),
+            Trouble(Trouble),
+        }
+        let mut events: Vec<(Duration, Event)> =
+            self.plan.asks.iter().enumerate().map(|(place, (at, ask))| (*at, Event::Ask(place, ask.clone()))).collect();
+        events.extend(self.plan.troubles.iter().map(|(at, trouble)| (*at, Event::Trouble(trouble.clone()))));
+        events.sort_by_key(|(at, _)| *at);
+        let mut wrong = Vec::new();
+        for (at, event) in events {
+            self.until(self.began + at).await;
+            match event {
+                Event::Ask(place, ask) => self.ask(place, &ask),
+                Event::Trouble(trouble) => {
+                    self.trouble(&trouble);
+                    wrong.extend(check::acknowledgements(self));
+                }
+            }
+        }
+        self.until(self.began + self.plan.heals).await;
+        self.heal();
+        let deadline = Instant::now() + SETTLES_WITHIN;
+        while let Err(left) = check::is_settled(self) {
+            if Instant::now() > deadline {
+                wrong.push(format!("not settled after {} s: {left}", SETTLES_WITHIN.as_secs()));
+                break;
+            }
+            self.until(Instant::now() + Duration::from_millis(500)).await;
+        }
+        let processes = self.coordinators.iter_mut().chain(self.participants.iter_mut().map(|(_, process)| process));
+        let mut said = Vec::new();
+        for process in processes {
+            if let Err(said) = process.end().await {
+                wrong.push(format!("{} ended: {said}", process.name));
+            }
+            wrong.extend(process.said.iter().filter(|said| said.starts_with("PANIC")).cloned());
+            said.append(&mut process.said);
+        }
+        self.said = said;
+        self.struck.append(&mut self.fates.lock().unwrap_or_else(PoisonError::into_inner));
+        self.struck.extend(self.cluster.hits().into_iter().map(|hit| {
+            let txid =
+                hit.key.as_deref().and_then(|key| std::str::from_utf8(key).ok()).and_then(|key| key.parse().ok());
+            Struck { kind: hit.kind, at: hit.at, txid, shard: Shard::of_partition(hit.partition), participant: None }
+        }));
+        wrong.extend(check::all(self));
+        wrong
+    }
+
+    /// Lets things happen, and supervises the processes.
+    async fn until(&mut self, at: Instant) {
+        loop {
+            for process in self.coordinators.iter_mut().chain(self.participants.iter_mut().map(|(_, process)| process))
+            {
+                process.supervise().await;
+            }
+            self.see_committed();
+            for txid in check::applied(self) {
+                self.applied.entry(txid).or_insert(self.began.elapsed());
+            }
+            for (due, trouble) in std::mem::take(&mut self.with_offsets) {
+                match due <= Instant::now() {
+                    true => self.change_offsets(&trouble),
+                    false => self.with_offsets.push((due, trouble)),
+                }
+            }
+            let next = (Instant::now() + LOOK).min(at);
+            sleep_until(next).await;
+            if next == at {
+                return;
+            }
+        }
+    }
+
+    fn ask(&mut self, place: usize, ask: &Ask) {
+        let requests = Topic::Requests.name(&self.kafka.prefix);
+        match ask {
+            Ask::Request { key, attempt, line, ordered, deadline, branches } => {
+                let order_key = format!("patient-{line}");
+                let shard = shard_of(order_key.as_bytes(), self.plan.shards);
+                let branch = |(participant, account, amount): &(usize, usize, i64)| Branch {
+                    participant: self.plan.participants[*participant].name.parse().expect("a participant's name"),
+                    operation: "spend".to_string(),
+                    payload: payload(*account, *amount, *key),
+                };
+                let branches: Vec<Branch> = branches.iter().map(branch).collect();
+                let request = Request {
+                    business_key: token(*key).parse().expect("a business key"),
+                    attempt: Attempt::new(*attempt).expect("from 1"),
+                    rule: "simulated".to_string(),
+                    source: None,
+                    deadline_ms: deadline.as_millis() as u64,
+                    ordered: *ordered,
+                    hash: hash_of(&branches),
+                    branches,
+                };
+                let value = encode(&request);
+                let offset = self.cluster.append(&requests, shard.partition(), order_key.as_bytes(), Some(&value));
+                let txid = Txid { log: self.letters, shard, offset: offset.expect("the topic was created") };
+                self.asked.insert(place, Asked { txid, request, order_key, at: self.began.elapsed() });
+            }
+            Ask::Cancel(of) => {
+                let Some(Asked { txid, order_key, .. }) = self.asked.get(of) else { return };
+                let cancel = Cancel { txid: *txid, who: "maria".to_string(), why: "a test".to_string() };
+                self.cluster.append(&requests, txid.shard.partition(), order_key.as_bytes(), Some(&encode(&cancel)));
+            }
+        }
+    }
+
+    fn strike(&mut self, kind: &'static str, shard: Option<u16>, seat: Option<usize>) {
+        let participant = seat.map(|seat| self.plan.participants[seat].name);
+        let at = self.began.elapsed();
+        self.struck.push(Struck { kind, at, txid: None, shard: shard.map(Shard), participant });
+    }
+
+    fn trouble(&mut self, trouble: &Trouble) {
+        let coordinators = coordinator_group(&self.kafka.prefix);
+        let group = |world: &Self, seat: usize| {
+            let name = world.plan.participants[seat].name.parse().expect("a participant's name");
+            participant_group(&world.kafka.prefix, &name)
+        };
+        let (requests, decisions) =
+            (Topic::Requests.name(&self.kafka.prefix), Topic::Decisions.name(&self.kafka.prefix));
+        match *trouble {
+            Trouble::KillCoordinator { process, away } => {
+                self.coordinators[process].kill(away);
+                self.strike("kill_coordinator", None, None);
+            }
+            Trouble::StopCoordinator { process, away } => {
+                self.coordinators[process].stop(away);
+                self.strike("stop_coordinator", None, None);
+            }
+            Trouble::StallCoordinator { process, time } => {
+                self.coordinators[process].stall(time);
+                self.strike("stall_coordinator", None, None);
+            }
+            Trouble::KillParticipant { process, away } => {
+                let (seat, process) = &mut self.participants[process];
+                process.kill(away);
+                let seat = *seat;
+                self.strike("kill_participant", None, Some(seat));
+            }
+            Trouble::StopParticipant { process, away } => {
+                let (seat, process) = &mut self.participants[process];
+                process.stop(away);
+                let seat = *seat;
+                self.strike("stop_participant", None, Some(seat));
+            }
+            Trouble::StallParticipant { process, time } => {
+                let (seat, process) = &mut self.participants[process];
+                process.stall(time);
+                let seat = *seat;
+                self.strike("stall_participant", None, Some(seat));
+            }
+            Trouble::CrashDatabase { seat, away } => {
+                self.databases[seat].crash(away);
+                self.strike("crash_database", None, Some(seat));
+            }
+            Trouble::ExpelCoordinator => {
+                self.cluster.expel(&coordinators);
+                self.strike("expel_coordinator", None, None);
+            }
+            Trouble::ExpelParticipant { seat } => {
+                self.cluster.expel(&group(self, seat));
+                self.strike("expel_participant", None, Some(seat));
+            }
+            Trouble::RebalanceCoordinators => {
+                self.cluster.rebalance(&coordinators);
+                self.strike("rebalance_coordinators", None, None);
+            }
+            // Kafka refuses it while the group has members.
+            Trouble::LoseCoordinatorsOffsets | Trouble::ResetCoordinatorsOffset { .. } => {
+                self.coordinators.iter_mut().for_each(|process| process.kill(EMPTY + LOOK * 4));
+                self.with_offsets.push((Instant::now() + EMPTY, trouble.clone()));
+            }
+            Trouble::LoseParticipantsOffsets { seat } | Trouble::ResetParticipantsOffset { seat, .. } => {
+                let of_seat = self.participants.iter_mut().filter(|(of, _)| *of == seat);
+                of_seat.for_each(|(_, process)| process.kill(EMPTY + LOOK * 4));
+                self.with_offsets.push((Instant::now() + EMPTY, trouble.clone()));
+            }
+            Trouble::Compact => {
+                (0..self.plan.shards).for_each(|shard| self.cluster.compact(&decisions, shard.into()));
+                self.strike("compact", None, None);
+            }
+            Trouble::Retention => {
+                for shard in (0..self.plan.shards).map(Shard) {
+                    let is_young = |(at, of, _): &&(Instant, Shard, u64)| *of == shard && at.elapsed() <= OLD;
+                    let committed = self.committed.iter().filter(is_young).map(|(_, _, offset)| *offset).min();
+                    if let (Some(committed), Some(told)) = (committed, check::all_told_below(self, shard)) {
+                        self.cluster.delete_below(&requests, shard.partition(), committed.min(told));
+                    }
+                }
+                self.strike("retention", None, None);
+            }
+        }
+    }
+
+    fn change_offsets(&mut self, trouble: &Trouble) {
+        let coordinators = coordinator_group(&self.kafka.prefix);
+        let group = |seat: usize| {
+            let name = self.plan.participants[seat].name.parse().expect("a participant's name");
+            participant_group(&self.kafka.prefix, &name)
+        };
+        let (requests, decisions) =
+            (Topic::Requests.name(&self.kafka.prefix), Topic::Decisions.name(&self.kafka.prefix));
+        let end = |topic: &str, shard: u16| self.cluster.range(topic, shard.into()).map_or(0, |(_, end)| end);
+        let (is_done, kind, shard, seat) = match *trouble {
+            Trouble::LoseCoordinatorsOffsets => {
+                (self.cluster.forget_offsets(&coordinators), "lose_coordinators_offsets", None, None)
+            }
+            Trouble::ResetCoordinatorsOffset { shard } => {
+                let is_set = self.cluster.set_offset(&coordinators, &requests, shard.into(), end(&requests, shard));
+                (is_set, "reset_coordinators_offset", Some(shard), None)
+            }
+            Trouble::LoseParticipantsOffsets { seat } => {
+                (self.cluster.forget_offsets(&group(seat)), "lose_participants_offsets", None, Some(seat))
+            }
+            Trouble::ResetParticipantsOffset { seat, shard } => {
+                let is_set = self.cluster.set_offset(&group(seat), &decisions, shard.into(), end(&decisions, shard));
+                (is_set, "reset_participants_offset", Some(shard), Some(seat))
+            }
+            _ => return,
+        };
+        if is_done {
+            self.strike(kind, shard, seat);
+        }
+    }
+
+    fn see_committed(&mut self) {
+        let (group, requests) = (coordinator_group(&self.kafka.prefix), Topic::Requests.name(&self.kafka.prefix));
+        let now = Instant::now();
+        for shard in (0..self.plan.shards).map(Shard) {
+            let committed = self.cluster.committed(&group, &requests, shard.partition());
+            let offset =
+                committed.filter(|committed| !committed.metadata.is_empty()).map_or(0, |committed| committed.offset);
+            self.committed.push((now, shard, offset));
+        }
+    }
+
+    fn heal(&mut self) {
+        self.cluster.set_luck(Luck::default());
+        self.databases.iter().for_each(|database| database.set_luck(DatabaseLuck::default()));
+        let processes = self.coordinators.iter_mut().chain(self.participants.iter_mut().map(|(_, process)| process));
+        processes.for_each(Process::hurry);
+    }
+}
+
+/// Runs a plan from beginning to end, on this thread.
+pub fn run(plan: Plan) -> (World, Vec<String>) {
+    let mut seed = plan.seed.to_be_bytes().to_vec();
+    seed.extend_from_slice(b"tokio");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .rng_seed(tokio::runtime::RngSeed::from_bytes(&seed))
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async move {
+        let mut world = World::new(plan);
+        let wrong = world.run().await;
+        (world, wrong)
+    })
+}
+
+fn coordinator_settings() -> CoordinatorSettings {
+    let mut settings = CoordinatorSettings::default();
+    settings.cleanup.interval_s = 7;
+    settings.cleanup.keep_s = 0;
+    settings.summary_interval_s = 3_600;
+    settings
+}
+
+pub fn account(number: usize) -> String {
+    format!("account-{number}")
+}
+
+/// A business key, and what its effects are counted by.
+pub fn token(key: u32) -> String {
+    format!("case-{key}")
+}
+
+fn payload(number: usize, amount: i64, key: u32) -> Box<RawValue> {
+    let (account, token) = (account(number), token(key));
+    RawValue::from_string(format!(r#"{{"account":"{account}","amount":"{amount}","token":"{token}"}}"#))
+        .expect("this is JSON")
+}
+
+/// Any function of what is asked for: the same at every time.
+fn hash_of(branches: &[Branch]) -> RequestHash {
+    let mut hash: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
+    for branch in branches {
+        for byte in branch.participant.as_str().bytes().chain(branch.payload.get().bytes()) {
+            hash = (hash ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b);
+        }
+    }
+    format!("k1:{hash:032x}").parse().expect("a hash")
+}
+
+fn config_of(seat: Seat) -> String {
+    let (mode, steps) = match seat.is_xa {
+        true => (
+            "xa",
+            "[[operation.spend.prepare]]\nsql = \"update spend :account :amount :token\"\nrows = 1\ncode = \"LIMIT\"\n",
+        ),
+        false => (
+            "reserve",
+            "[[operation.spend.reserve]]\nsql = \"update reserve :account :amount :token :txid\"\nrows = 1\ncode = \"LIMIT\"\n\
+             [[operation.spend.confirm]]\nsql = \"update keep :txid\"\nrows = 1\n\
+             [[operation.spend.cancel]]\nsql = \"update release :txid\"\nrows = 1\n",
+        ),
+    };
+    let name = seat.name;
+    format!(
+        "name = \"{name}\"\nmode = \"{mode}\"\ninquire_after_ms = 3000\nsweep_after_ms = 2000\n\
+         [database]\nkind = \"postgres\"\nurl = \"postgres://simulated@localhost/simulated\"\nlost_after_ms = 2000\n\
+         [operation.spend.parameters]\naccount = {{ path = \"/account\", type = \"text\" }}\n\
+         amount = {{ path = \"/amount\", type = \"text\" }}\ntoken = {{ path = \"/token\", type = \"text\" }}\n{steps}"
+    )
+}
