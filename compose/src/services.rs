@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use suture_participants::config::ParticipantConfig;
@@ -140,9 +141,15 @@ pub fn remedy(error: &OpenError) -> &'static str {
     }
 }
 
+/// How long a process that has ended waits for questions to Kafka that nobody waits for any more.
+const LAST_QUESTIONS: Duration = Duration::from_secs(2);
+
 /// Runs a service to its end on a runtime of its own.
 pub fn block_on<T>(service: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?.block_on(service)
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
+    let ended = runtime.block_on(service);
+    runtime.shutdown_timeout(LAST_QUESTIONS);
+    ended
 }
 
 /// Turns true at SIGTERM or SIGINT: the service drains. A second signal ends the process at once.

@@ -105,7 +105,7 @@ impl CleanUp {
     pub async fn close(self, most: Duration) {
         self.over.store(true, Ordering::Release);
         drop(self.wake);
-        // One that hangs in a question to Kafka writes nothing any more, and ends with the process.
+        // One that hangs in a question to Kafka writes nothing any more, and ends with its answer.
         let _ = timeout(most, self.task).await;
     }
 }
@@ -212,8 +212,8 @@ impl Cleaner {
 
     /// Every participant's acknowledgements, by shard. Whose cannot be read is left out: unknown.
     async fn acks(&mut self, probe: &Arc<Probe>) -> Result<BTreeMap<Participant, Vec<Option<u64>>>, NotCleaned> {
-        let (kafka, probe) = (self.kafka.clone(), Arc::clone(probe));
-        let committed = ask(move || committed_by_all(&kafka, &probe)).await?;
+        let (kafka, probe, over) = (self.kafka.clone(), Arc::clone(probe), Arc::clone(&self.over));
+        let committed = ask(move || committed_by_all(&kafka, &probe, &over)).await?;
         let mut acks = BTreeMap::new();
         for (participant, committed) in committed {
             let mark = |offset: u64, ledger| Mark { offset, ledger };
@@ -345,11 +345,13 @@ impl Clients {
     }
 }
 
-/// The committed offsets of every participant's group, by shard. Blocks.
+/// The committed offsets of every participant's group, by shard. Blocks, for each group up to 10 s, and looks before each
+/// whether the process ends.
 fn committed_by_all(
     kafka: &KafkaSettings,
     probe: &Probe,
-) -> Result<BTreeMap<Participant, Vec<Option<Committed>>>, KafkaFailure> {
+    over: &AtomicBool,
+) -> Result<BTreeMap<Participant, Vec<Option<Committed>>>, NotCleaned> {
     let prefix = &kafka.prefix;
     let topics = probe.topics()?;
     let participants = topics.keys().filter_map(|name| match Topic::parse(name, prefix) {
@@ -362,6 +364,9 @@ fn committed_by_all(
     let mut offsets = GroupOffsets::new(kafka);
     let mut found = BTreeMap::new();
     for participant in participants {
+        if over.load(Ordering::Acquire) {
+            return Err(NotCleaned::Over);
+        }
         match offsets.committed(&participant_group(prefix, &participant), &partitions) {
             Ok(committed) => drop(found.insert(participant, committed)),
             Err(failure) => {

@@ -385,6 +385,9 @@ impl Service {
         let mut raw = raw_of(record);
         if *topic == Topic::Decisions && self.passed.has(record) {
             raw.value = None;
+            if let Some(txid) = raw.key.and_then(|key| std::str::from_utf8(key).ok()?.parse().ok()) {
+                tenure.shard.displaced(txid);
+            }
         }
         let applied = match topic {
             Topic::Requests => tenure.shard.apply(shard::Record::Request(raw)),

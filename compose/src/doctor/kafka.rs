@@ -64,7 +64,8 @@ pub async fn look(settings: &Settings, rules: Option<&Rules>, allow_single_broke
     let upstream: Vec<String> =
         rules.map(|rules| rules.topics().iter().map(ToString::to_string).collect()).unwrap_or_default();
     let retries = rules.filter(|rules| rules.drive_again()).map(Rules::longest_retry);
-    let asked = Asked { kafka, participants, upstream, retries, allow_single_broker };
+    let deadline = rules.map(Rules::longest_deadline).unwrap_or_default();
+    let asked = Asked { kafka, participants, upstream, retries, deadline, allow_single_broker };
     let looked = tokio::task::spawn_blocking(move || asked.look()).await;
     looked.unwrap_or_else(|ended| Seen {
         before: vec![Line::bad(
@@ -100,6 +101,8 @@ struct Asked {
     upstream: Vec<String>,
     /// The longest that what is asked for again waits for that; `None`: nothing is.
     retries: Option<Duration>,
+    /// The longest that a request may wait for its votes.
+    deadline: Duration,
     allow_single_broker: bool,
 }
 
@@ -200,8 +203,14 @@ impl Asked {
                 Whose::Retries => vec![named(Topic::Outcomes)],
                 Whose::Ingest => self.upstream.clone(),
             };
-            // It stays in front of what it is to ask for again, until it is time.
-            let long = LONG + self.retries.filter(|_| whose == Whose::Retries).unwrap_or_default();
+            let long = LONG
+                + match &whose {
+                    // It stays in front of what it is to ask for again, until it is time.
+                    Whose::Retries => self.retries.unwrap_or_default(),
+                    // And in front of what is not decided, until its deadline.
+                    Whose::Coordinator => self.deadline,
+                    Whose::Ingest | Whose::Participant(_) => Duration::ZERO,
+                };
             let read: Vec<(&String, &TopicInfo)> =
                 read.iter().filter_map(|topic| topics.get_key_value(topic)).collect();
             let mut seen = look_at_group(probe, &mut offsets, &name, &read, &named(Topic::Decisions));

@@ -6,6 +6,7 @@
 //! | told, and still in the window | its decision once more, from memory |
 //! | finished, and not in the window | its decision once more, as the decision log has it, if the claim fits it |
 //! | not in the decision log | an alarm, and no decision |
+//! | one over whose decision something else stands, which a person has let pass | its decision once more, though nobody asks |
 //!
 //! The claim (participant and hash) must fit the request, or the decision that was found; else the vote is void. A storm of
 //! inquiries, honest or not, costs little: a decision is appended again at most once in [`AGAIN_AFTER`], the log is looked
@@ -33,6 +34,8 @@ pub struct Inquiries {
     claims: BTreeMap<(u64, u16), Claim>,
     /// Those that are being looked for in the log.
     sought: BTreeMap<(u64, u16), Claim>,
+    /// Requests over whose decisions something else stands in the log.
+    displaced: BTreeSet<u64>,
     /// When the log was last looked through.
     sought_at: Option<Duration>,
     /// Decisions that were found, by request.
@@ -85,15 +88,25 @@ impl Inquiries {
         found.into_values().filter(|decision| self.may_answer(decision.txid.offset, now)).collect()
     }
 
+    /// Over this request's decision stands a record that a person has let pass. Compaction keeps only the last record of a key, so
+    /// the decision is to be appended again while it is there.
+    pub fn displaced(&mut self, request: u64) {
+        if self.displaced.len() < MOST_INQUIRIES {
+            self.displaced.insert(request);
+        }
+    }
+
     /// The requests whose decisions are to be looked for in the log now.
     pub fn seek(&mut self, now: Duration) -> Vec<u64> {
         let rests = self.sought_at.is_some_and(|at| now.saturating_sub(at) < AGAIN_AFTER);
-        if self.claims.is_empty() || !self.sought.is_empty() || rests {
+        let is_wanted = !self.claims.is_empty() || !self.displaced.is_empty();
+        if !is_wanted || !self.sought.is_empty() || rests {
             return Vec::new();
         }
         self.sought_at = Some(now);
         self.sought = std::mem::take(&mut self.claims);
-        let requests: BTreeSet<u64> = self.sought.keys().map(|(request, _)| *request).collect();
+        let requests: BTreeSet<u64> =
+            self.sought.keys().map(|(request, _)| *request).chain(self.displaced.iter().copied()).collect();
         requests.into_iter().collect()
     }
 
@@ -106,7 +119,12 @@ impl Inquiries {
         claims
     }
 
-    /// A decision was found that a claim fits.
+    /// Whether something stands over this request's decision. It is forgotten here.
+    pub fn take_displaced(&mut self, request: u64) -> bool {
+        self.displaced.remove(&request)
+    }
+
+    /// A decision was found that a claim fits, or that something stands over.
     pub fn found(&mut self, decision: Decision) {
         self.found.insert(decision.txid.offset, decision);
     }

@@ -119,6 +119,18 @@ pub enum Stop {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// Two decisions of one transaction, read before its request.
+    #[error(
+        "decisions offsets {earlier} and {offset}: they are of {txid} and not equal, so one of them is not a coordinator's: compare them with the votes (`suture tx show {txid}`); find out who wrote it; to pass that one name it under coordinator.pass in the configuration of every coordinator (docs/operations.md)"
+    )]
+    UnequalDecisions {
+        /// Of which transaction.
+        txid: Txid,
+        /// Where the first is.
+        earlier: u64,
+        /// Where the other one is.
+        offset: u64,
+    },
     /// The logs contradict each other.
     #[error(
         "transaction {txid}: {violation}; acknowledged records were lost or changed, do not go on before that is understood"
@@ -909,7 +921,7 @@ impl Shard {
             decisions.insert(decision.txid, decision);
         }
         for &txid in answer.txids {
-            let mut fits = false;
+            let mut fits = self.inquiries.take_displaced(txid.offset);
             for (seat, Claim { at, hash }) in self.inquiries.take_sought(txid.offset) {
                 let participant = &self.roster[usize::from(seat)].participant;
                 match decisions.get(&txid) {
@@ -929,6 +941,13 @@ impl Shard {
             }
         }
         Ok(())
+    }
+
+    /// A person has let a record of the decision log pass that stands under this transaction's name.
+    pub fn displaced(&mut self, txid: Txid) {
+        if (txid.log, txid.shard) == (self.log, self.id) {
+            self.inquiries.displaced(txid.offset);
+        }
     }
 
     /// The decision log could not be looked through: who is in doubt asks again.
@@ -979,7 +998,8 @@ impl Shard {
         }
         match self.early_decisions.get(&request) {
             Some(first) if (first.verdict, first.hash) != (early.verdict, early.hash) => {
-                return Err(bad("it is not equal to an earlier copy"));
+                let (txid, earlier) = (decision.txid, first.at);
+                return Err(Stop::UnequalDecisions { txid, earlier, offset: raw.offset });
             }
             Some(_) => {}
             None if self.early_decisions.len() < self.limits.window => {

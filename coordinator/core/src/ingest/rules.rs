@@ -267,6 +267,11 @@ impl Rules {
         Duration::from_millis(pauses.copied().max().unwrap_or(0))
     }
 
+    /// The longest deadline of a request.
+    pub fn longest_deadline(&self) -> Duration {
+        Duration::from_millis(self.rules.iter().map(|rule| rule.deadline_ms).max().unwrap_or(0))
+    }
+
     /// The participants that one rule names, in its order; `None` if there is no such rule.
     pub fn participants_of(&self, rule: &str) -> Option<Vec<&Participant>> {
         let rule = self.rules.iter().find(|known| known.id == rule)?;
