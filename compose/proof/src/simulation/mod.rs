@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 use suture_contract::ids::Txid;
 use suture_contract::messages::Verdict;
 
+use check::Story;
 use plan::Plan;
 use world::World;
 
@@ -46,8 +47,8 @@ fn run(seed: u64) -> Ran {
         wrong,
         committed,
         aborted: verdicts.len() as u64 - committed,
-        hits: hits(&world),
-        said: world.said.clone(),
+        hits: hits(&world, &stories),
+        said: world.said,
     }
 }
 
@@ -74,8 +75,7 @@ fn digest(world: &World) -> String {
 const REOPENS: &str = "undone_rollback";
 
 /// A fault counts if a transaction was open that it touched: asked for, and not yet finished in all ledgers.
-fn hits(world: &World) -> BTreeMap<&'static str, u64> {
-    let stories = world.stories();
+fn hits(world: &World, stories: &BTreeMap<Txid, Story>) -> BTreeMap<&'static str, u64> {
     let open: Vec<(Txid, i64, i64, Vec<&str>)> = world
         .asked
         .values()

@@ -44,7 +44,6 @@ struct Running {
     orders: mpsc::UnboundedSender<Order>,
     shutdown: watch::Sender<bool>,
     task: JoinHandle<Ended>,
-    is_stopping: bool,
 }
 
 impl Process {
@@ -55,7 +54,10 @@ impl Process {
 
     /// Ends it at once.
     pub fn kill(&mut self, away: Duration) {
-        self.order(Order::Kill, away);
+        if let Some(running) = &self.running {
+            let _ = running.orders.send(Order::Kill);
+            self.starts_at = Some(Instant::now() + away);
+        }
     }
 
     /// Lets nothing of it happen for a while.
@@ -67,16 +69,8 @@ impl Process {
 
     /// Asks it to end.
     pub fn stop(&mut self, away: Duration) {
-        if let Some(running) = &mut self.running {
-            let _ = running.shutdown.send(true);
-            running.is_stopping = true;
-            self.starts_at = Some(Instant::now() + away);
-        }
-    }
-
-    fn order(&mut self, order: Order, away: Duration) {
         if let Some(running) = &self.running {
-            let _ = running.orders.send(order);
+            let _ = running.shutdown.send(true);
             self.starts_at = Some(Instant::now() + away);
         }
     }
@@ -98,7 +92,7 @@ impl Process {
             let (shutdown, stop) = watch::channel(false);
             let (orders, received) = mpsc::unbounded_channel();
             let task = tokio::spawn(host((self.start)(stop), received));
-            self.running = Some(Running { orders, shutdown, task, is_stopping: false });
+            self.running = Some(Running { orders, shutdown, task });
         }
     }
 
