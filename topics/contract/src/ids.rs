@@ -519,6 +519,56 @@ mod tests {
         assert_ne!(one, LogLetters::from_topic_id(&[2; 16]));
         assert_eq!(one, one.as_str().parse().unwrap());
         assert_eq!(LogLetters::from_random([0xff; 4]).as_str(), "zzzzz");
+        assert_eq!(
+            LogLetters::from_random([0x00, 0x44, 0x32, 0x00]).as_str(),
+            "01234",
+            "five bits a letter, the first on top"
+        );
+    }
+
+    #[test]
+    fn a_shard_is_the_number_of_its_partition() {
+        for number in [0, 1, 7, u16::MAX] {
+            assert_eq!(Shard(number).partition(), i32::from(number));
+            assert_eq!(Shard::of_partition(i32::from(number)), Some(Shard(number)));
+            assert_eq!(format!("{:?}", Shard(number)), number.to_string());
+        }
+        assert_eq!((Shard::of_partition(-1), Shard::of_partition(65_536)), (None, None));
+    }
+
+    #[test]
+    fn attempts_count_from_one() {
+        assert_eq!((Attempt::new(0), Attempt::new(1)), (None, Some(Attempt::FIRST)));
+        assert_eq!((Attempt::FIRST.number(), Attempt::FIRST.next().next().number()), (1, 3));
+        assert_eq!((Attempt::LAST.number(), Attempt::LAST.next()), (u32::MAX, Attempt::LAST));
+    }
+
+    #[test]
+    fn codes_say_whether_to_ask_again_and_whether_a_key_was_met_before() {
+        for (text, retryable, repeat) in [
+            (code::EXPIRED, true, false),
+            (code::IN_PROGRESS, true, true),
+            (code::BUSY, true, false),
+            (code::DUPLICATE, false, true),
+            (code::ABORTED_BEFORE, false, true),
+            (code::CONFLICT, false, true),
+            (code::CANCELLED, false, false),
+            ("NOT_PRIVILEGED", false, false),
+        ] {
+            assert_eq!((code::is_retryable(text), code::is_repeat(text)), (retryable, repeat), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_name_of_another_kind_is_refused_with_what_was_wanted() {
+        let error = serde_json::from_str::<Txid>("17").unwrap_err().to_string();
+        assert!(error.contains("expected a name as text"), "{error}");
+    }
+
+    #[test]
+    fn an_origin_is_topic_partition_and_offset() {
+        let origin = Origin { topic: "his.events".to_string(), partition: 3, offset: 1042 };
+        assert_eq!(origin.to_string(), "his.events/3/1042");
     }
 
     #[test]
@@ -529,6 +579,9 @@ mod tests {
         assert!("surgeon-log".parse::<Participant>().is_ok());
         assert!("a b".parse::<BusinessKey>().is_err());
         assert!("NOT PRIVILEGED".parse::<Code>().is_err());
+        for wrong in ["", "K1", "k-1", "k12345678"] {
+            assert!(wrong.parse::<KeyId>().is_err(), "{wrong}");
+        }
         assert!("k1:0123456789abcdef0123456789abcdeF".parse::<RequestHash>().is_err());
         let hash: RequestHash = "k1:0123456789abcdef0123456789abcdef".parse().unwrap();
         assert_eq!(hash.to_string(), "k1:0123456789abcdef0123456789abcdef");

@@ -91,6 +91,7 @@ mod tests {
         let headers = remark.headers();
         assert_eq!(headers.clone().map(|(name, _)| name), ["suture-retry-of", "suture-who", "suture-because"]);
         assert_eq!((remark.who(), remark.retry_of().to_string().as_str()), ("maria", "k3f9q-3-1042"));
+        assert_eq!(remark.because(), "coverage put right, ticket 4711");
         let values = headers.each_ref().map(|(_, value)| Some(value.as_bytes()));
         assert_eq!(Remark::of_headers(values), Some(remark));
         for missing in 0..3 {
@@ -108,5 +109,6 @@ mod tests {
         for wrong in ["", "  ", "a\nb", "\x1b[31mred", &"x".repeat(501)] {
             assert!(Remark::new(txid, wrong, "why").is_err() && Remark::new(txid, "who", wrong).is_err(), "{wrong:?}");
         }
+        assert!(line("because", &"x".repeat(MAX_BYTES)).is_ok());
     }
 }
