@@ -82,8 +82,9 @@ fn token_length(rest: &str, c: char) -> Result<usize, &'static str> {
             Err("a comment begins with /*! or /*M!, which MariaDB and MySQL execute")
         }
         '/' if rest.starts_with("/*") => {
-            let end = rest.find("*/").ok_or("a comment has no end")?;
-            if rest[2..end].contains("/*") {
+            // Behind its beginning: `/*/` is no whole comment. With the star of its end: in `/*/*/` another one begins.
+            let end = 2 + rest[2..].find("*/").ok_or("a comment has no end")?;
+            if rest[2..=end].contains("/*") {
                 return Err("a comment stands inside a comment; databases disagree about where that ends");
             }
             Ok(end + 2)
@@ -167,6 +168,7 @@ mod tests {
             "select a::text, b[1:2], c[1:]",
             "select 1 -- :a ; ?\n + 1",
             "select /* :a ; $ */ 1",
+            "select /*/ :a */ 1, /**/ 2",
             "select '\u{e9}:a' || x\u{e9}",
         ] {
             assert_eq!(numbered(text, Dialect::Postgres), (text.to_string(), vec![]), "{text}");
@@ -176,6 +178,7 @@ mod tests {
             ("select $1::timestamptz, ':a'".to_string(), vec!["a".to_string()])
         );
         assert_eq!(numbered("-- why\nselect :a", Dialect::Sqlite).0, "-- why\nselect ?1");
+        assert_eq!(numbered("select 1--\n,:a - :b / :c -- :d", Dialect::Sqlite).0, "select 1--\n,?1 - ?2 / ?3 -- :d");
     }
 
     #[test]
@@ -204,6 +207,8 @@ mod tests {
             "select 'open",
             "select /* open",
             "select /* /* */ :a */",
+            "select /*/ :a",
+            "select /*/*/ :a",
             "select /*! :a */ 1",
             "select /*M!100000 1 */",
         ] {
