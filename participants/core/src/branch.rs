@@ -367,6 +367,28 @@ mod tests {
     }
 
     #[test]
+    fn a_violation_says_what_met_what() {
+        let said = |state, event| step(state, event, true).unwrap_err().to_string();
+        assert_eq!(
+            said(State::Aborted, Event::Commit),
+            "commit of a branch that is aborted here: LOST, the others count on an effect that is not here"
+        );
+        assert_eq!(
+            said(State::Committed, Event::Abort),
+            "abort of a branch that is committed here: the decision contradicts what was decided before"
+        );
+        let other = step(State::InDoubt, Event::Prepare, false).unwrap_err().to_string();
+        assert_eq!(other, "prepare of a branch that is in_doubt here: the hash is another one");
+    }
+
+    #[test]
+    fn a_refusal_knows_whether_an_older_branch_is_meant() {
+        assert!(Refusal::because(code::DUPLICATE).is_repeat());
+        assert!(!Refusal::because(code::BUSY).is_repeat());
+        assert!(!Refusal::with("NOT_PRIVILEGED".parse().unwrap()).is_repeat());
+    }
+
+    #[test]
     fn another_hash_is_a_violation_in_every_state_that_has_one() {
         for state in STATES {
             for event in EVENTS {

@@ -587,6 +587,54 @@ mod tests {
     }
 
     #[test]
+    fn an_operation_tells_what_it_is_given() {
+        let config: OperationConfig = serde_json::from_value(json!({
+            "parameters": {
+                "a": { "path": "/deep/a", "type": "text" },
+                "b": { "path": "/b", "type": "integer" },
+            },
+            "prepare": [
+                { "sql": "update t set a = :a, b = :b where c = :a and d = :txid", "rows": 1 },
+                { "sql": "select 1", "rows": "any" },
+            ],
+        }))
+        .unwrap();
+        let operations =
+            compile_operations(&BTreeMap::from([("op".to_string(), config)]), Mode::Xa, Dialect::Mariadb).unwrap();
+        let operation = &operations["op"];
+        assert_eq!(operation.sample_payload(), json!({ "deep": { "a": "sample" }, "b": 1 }));
+        let named = [("a", Kind::Text), ("b", Kind::Integer), ("txid", Kind::Text)];
+        assert_eq!(
+            operation.parameters_of(&operation.prepare[0]),
+            named,
+            "each once, though MariaDB is given :a twice"
+        );
+        assert_eq!(operation.parameters_of(&operation.prepare[1]), []);
+    }
+
+    #[test]
+    fn names_and_steps_have_an_end() {
+        let config = |steps: usize| -> OperationConfig {
+            let step = json!({ "sql": "select 1", "rows": "any" });
+            serde_json::from_value(json!({ "prepare": vec![step; steps] })).unwrap()
+        };
+        let is_taken = |name: &str, steps| compile_operation(name, &config(steps), Mode::Xa, Dialect::Sqlite).is_ok();
+        assert!(is_taken(&"x".repeat(LONGEST_NAME), MAX_STEPS));
+        assert!(!is_taken(&"x".repeat(LONGEST_NAME + 1), 1));
+        assert!(!is_taken("op", MAX_STEPS + 1));
+    }
+
+    #[test]
+    fn rows_are_a_number_or_any() {
+        let rows = |rows: serde_json::Value| serde_json::from_value::<Rows>(rows).map_err(|error| error.to_string());
+        assert_eq!(rows(json!("any")), Ok(Rows::Any));
+        for wrong in [json!(-1), json!("some"), json!(true)] {
+            let said = rows(wrong.clone()).unwrap_err();
+            assert!(said.contains("a number of rows"), "{wrong}: {said}");
+        }
+    }
+
+    #[test]
     fn mistakes_are_found_before_anything_runs() {
         let reserve = |confirm: &str| {
             json!({

@@ -62,7 +62,7 @@ mod tests {
             { "path": "/patient/value", "type": "text" },
             { "path": "/total/currency", "type": "text" },
             { "path": "/total", "type": "minor" },
-            { "path": "/net", "type": "minor", "currency": "/total/currency" },
+            { "path": "/net", "type": "minor", "currency": "/billed/in" },
             { "path": "/fee", "type": "minor", "currency": "EUR" },
             { "path": "/tax", "type": "minor", "scale": 2 },
             { "path": "/at", "type": "timestamp" },
@@ -75,6 +75,10 @@ mod tests {
         .unwrap();
         let payload = sample_payload(declared.iter());
         assert_eq!(payload["total"], json!({ "value": 1, "currency": "USD" }));
+        assert_eq!(payload["net"], json!({ "value": 1 }), "its currency stands elsewhere");
+        assert_eq!(payload["billed"], json!({ "in": "USD" }));
+        assert_eq!(payload["tax"], json!({ "value": 1 }), "no currency is needed");
+        assert_eq!(payload.get("EUR"), None);
         for parameter in &declared {
             assert!(parameter.read(&payload).is_ok(), "{parameter:?} of {payload}");
         }
