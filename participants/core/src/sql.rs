@@ -74,7 +74,7 @@ impl Numbered {
 }
 
 /// How many bytes of `rest`, which begins with `c`, belong together.
-fn token_length(rest: &str, c: char) -> Result<usize, &'static str> {
+pub(crate) fn token_length(rest: &str, c: char) -> Result<usize, &'static str> {
     match c {
         '\'' | '"' => quoted_length(rest, c),
         '-' if rest.starts_with("--") => Ok(rest.find('\n').map_or(rest.len(), |end| end + 1)),
@@ -204,6 +204,7 @@ mod tests {
             "select #a",
             "select $tag$ :a $tag$",
             "select E'\\' :a '",
+            "select '\\'",
             "select 'open",
             "select /* open",
             "select /* /* */ :a */",

@@ -6,6 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::sql::token_length;
+
 /// What a role must be allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[expect(missing_docs)]
@@ -136,10 +138,7 @@ fn words(sql: &str) -> Vec<&str> {
     let mut rest = sql;
     while let Some(c) = rest.chars().next() {
         let length = match c {
-            '\'' => 1 + rest[1..].find('\'').map_or(rest.len() - 1, |end| end + 1),
-            '"' => 1 + rest[1..].find('"').map_or(rest.len() - 1, |end| end + 1),
-            '-' if rest.starts_with("--") => rest.find('\n').unwrap_or(rest.len()),
-            '/' if rest.starts_with("/*") => rest.find("*/").map_or(rest.len(), |end| end + 2),
+            '\'' | '"' | '-' | '/' => token_length(rest, c).unwrap_or(rest.len()),
             _ if c.is_alphanumeric() || c == '_' => {
                 rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len())
             }
@@ -192,6 +191,15 @@ mod tests {
             ("select 1 from a x, b as y, c where true", "a: select; b: select; c: select"),
             ("select 1 from generate_series(1, 2) g join \"Bed\" on true", "\"Bed\": select"),
             ("select 1 where exists (select 1 from coverage where member = $1)", "coverage: select"),
+            ("select 1 from a order by x, y", "a: select"),
+            ("select 1 from f(a, b) g", ""),
+            ("select 1 from a for update nowait", "a: select update"),
+            ("select 1 from a join lateral b on true", "a: select; b: select"),
+            ("update ignore a set b = 2 - c", "a: select update"),
+            ("insert into a select b, c from db.ward.bed", "a: insert; db.ward.bed: select"),
+            ("select 1 from a.", "a: select"),
+            ("select 'it''s from b', \"from c\" from \"a \"\" b\"", "\"a \"\" b\": select"),
+            ("select 4 / b - c from z\u{e4}hler_1 /*/ from d */ -- from e", "z\u{e4}hler_1: select"),
         ];
         for (sql, expected) in cases {
             assert_eq!(said(sql), expected, "{sql}");

@@ -213,6 +213,7 @@ impl FromStr for Kind {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn declared(kind: &str) -> Declared {
         Declared { path: "/x".to_string(), kind: kind.parse().unwrap(), optional: false, currency: None, scale: None }
@@ -230,6 +231,9 @@ mod tests {
         assert_eq!(x("integer", "-9223372036854775808"), int(i64::MIN));
         assert_eq!(x("decimal", "15402.80"), Some(Value::Decimal("15402.80".parse().unwrap())));
         assert_eq!(x("decimal", "1.0e2"), Some(Value::Decimal("100".parse().unwrap())));
+        let digits = "1.234567890123456789012345678"; // as many as there may be
+        assert_eq!(x("decimal", &format!("{digits}e0")), Some(Value::Decimal(digits.parse().unwrap())));
+        assert_eq!(x("decimal", &format!("{digits}9e0")), None);
         assert_eq!(x("json", "{\"b\" : [1.50]}"), Some(Value::Text("{\"b\":[1.50]}".to_string())));
         assert_eq!(x("boolean", "true"), Some(Value::Boolean(true)));
         let utc = |ms: i128| Some(Value::Timestamp(OffsetDateTime::from_unix_timestamp_nanos(ms * 1_000_000).unwrap()));
@@ -272,6 +276,8 @@ mod tests {
         assert_eq!(x(r#"{"value":0.001,"currency":"USD"}"#), Err(AMOUNT));
         assert_eq!(x(r#"{"value":0.001,"currency":"KWD"}"#), Ok(Value::Integer(1)));
         assert_eq!(x(r#"{"value":0.5,"currency":"JPY"}"#), Err(AMOUNT));
+        assert_eq!(x(r#"{"value":0.0001,"currency":"CLF"}"#), Ok(Value::Integer(1)));
+        assert_eq!(x(r#"{"value":0e-5,"currency":"USD"}"#), Ok(Value::Integer(0)));
         assert_eq!(x(r#"{"value":1e18,"currency":"USD"}"#), Err(code::UNREADABLE), "more than 64 bits");
 
         let bare = |currency: Option<&str>, scale| Declared {
@@ -295,17 +301,33 @@ mod tests {
     }
 
     #[test]
-    fn a_declaration_is_checked() {
-        assert_eq!(declared("minor").problem(), None);
-        let wrong = [
-            Declared { path: "total".to_string(), ..declared("text") },
-            Declared { scale: Some(2), ..declared("text") },
-            Declared { scale: Some(10), ..declared("minor") },
-            Declared { scale: Some(2), currency: Some("USD".to_string()), ..declared("minor") },
-            Declared { currency: Some("dollars".to_string()), ..declared("minor") },
-        ];
-        for declared in wrong {
-            assert!(declared.problem().is_some(), "{declared:?}");
+    fn a_declaration_says_what_is_wrong_with_it() {
+        let problem = |declared: Json| {
+            let declared: Declared = serde_json::from_value(declared).unwrap();
+            declared.problem().map(|problem| problem.split(' ').next().unwrap().to_string())
+        };
+        let wrong = |word: &str| Some(word.to_string());
+        for right in [
+            json!({ "path": "", "type": "json" }),
+            json!({ "path": "/a", "type": "minor", "scale": 9 }),
+            json!({ "path": "/a", "type": "minor", "currency": "EUR" }),
+            json!({ "path": "/a", "type": "minor", "currency": "/b" }),
+        ] {
+            assert_eq!(problem(right.clone()), None, "{right}");
+        }
+        assert_eq!(problem(json!({ "path": "total", "type": "text" })), wrong("path"));
+        assert_eq!(problem(json!({ "path": "/a", "type": "integer", "scale": 2 })), wrong("currency"));
+        assert_eq!(problem(json!({ "path": "/a", "type": "minor", "currency": "EUR", "scale": 2 })), wrong("give"));
+        assert_eq!(problem(json!({ "path": "/a", "type": "minor", "scale": 10 })), wrong("scale"));
+        for currency in ["eur", "EURO", "E1R", ""] {
+            assert_eq!(problem(json!({ "path": "/a", "type": "minor", "currency": currency })), wrong("currency"));
+        }
+    }
+
+    #[test]
+    fn kinds_are_written_as_they_are_read() {
+        for kind in ["text", "integer", "decimal", "minor", "timestamp", "date", "json", "boolean"] {
+            assert_eq!(kind.parse::<Kind>().unwrap().to_string(), kind);
         }
     }
 }
