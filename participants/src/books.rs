@@ -41,6 +41,9 @@ pub const PAGE: usize = 1_000;
 /// How long an answer may take: pages of large ledgers, on a busy server.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long it waits for somebody who alters a table; longer than a migration tries to (`tables`).
+pub(crate) const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+
 /// A row as text, column by column; `None` is NULL, or what is no text.
 pub(crate) type TextRow = Vec<Option<String>>;
 

@@ -52,7 +52,7 @@ use suture_participants_core::values::Value;
 use time::OffsetDateTime;
 use tokio::time::sleep;
 
-use crate::books::{Dialect, PATIENCE, TextRow, facts_of, facts_text};
+use crate::books::{Dialect, LOCK_PATIENCE, PATIENCE, TextRow, facts_of, facts_text};
 use crate::config::ServerSettings;
 use crate::install::{names, tables_of};
 use crate::ledger::{
@@ -935,24 +935,34 @@ async fn check_engines(clerk: &mut Conn) -> Result<(), OpenError> {
 }
 
 /// Whether a step fits the tables, and the account may run it. Preparing it shows its syntax, and not whether the columns exist
-/// that an `insert .. select` names; EXPLAIN shows that, and runs nothing.
+/// that an `insert .. select` names; EXPLAIN shows that, and runs nothing. Who alters a table may wait for a branch in doubt that
+/// only this participant ends: a lock in the way is no reason not to open.
 async fn check_statement(clerk: &mut Conn, step: &operations::Step) -> Result<(), OpenError> {
-    let refused = |error: Error| {
+    let judged = |error: Error| {
         let trouble = trouble(&error);
         match error {
-            Error::Server(error) if is_denied(&trouble.code) => rights::lacks(step, trouble.code, error.message),
-            Error::Server(error) if trouble.blame != Blame::Database => {
-                OpenError::Statement { place: step.place.clone(), code: trouble.code, said: error.message }
+            Error::Server(_) if trouble.blame == Blame::Busy => {
+                rights::not_checked(step, &trouble.code);
+                Ok(())
             }
-            _ => trouble.unavailable("checking statements").into(),
+            Error::Server(error) if is_denied(&trouble.code) => Err(rights::lacks(step, trouble.code, error.message)),
+            Error::Server(error) if trouble.blame != Blame::Database => {
+                Err(OpenError::Statement { place: step.place.clone(), code: trouble.code, said: error.message })
+            }
+            _ => Err(trouble.unavailable("checking statements").into()),
         }
     };
-    let statement = clerk.prep(step.sql.as_str()).await.map_err(refused)?;
-    clerk.close(statement).await.map_err(refused)?;
+    let prepared = async {
+        let statement = clerk.prep(step.sql.as_str()).await?;
+        clerk.close(statement).await
+    };
+    if let Err(error) = prepared.await {
+        return judged(error);
+    }
     match clerk.query_drop(format!("explain {}", filled(step, || "null".to_string()))).await {
         // What is no query cannot be explained, and its syntax was right before.
         Err(Error::Server(error)) if error.code == NO_SYNTAX => Ok(()),
-        explained => explained.map_err(refused),
+        explained => explained.or_else(judged),
     }
 }
 
@@ -1016,9 +1026,10 @@ impl Dialer {
     /// For somebody who only reads.
     fn reading(settings: &ServerSettings) -> Result<Self, Unavailable> {
         let session = format!(
-            "set names utf8mb4; set session time_zone = '+00:00', autocommit = 1, lock_wait_timeout = {time}
+            "set names utf8mb4; set session time_zone = '+00:00', autocommit = 1, lock_wait_timeout = {locks}
              /*M!100500 , max_statement_time = {time} */;
              set session transaction isolation level read committed, read only",
+            locks = LOCK_PATIENCE.as_secs(),
             time = PATIENCE.as_secs(),
         );
         // MariaDB's name for it until 11.1; MySQL has the other one, and the server skips what is not for it.

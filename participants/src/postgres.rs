@@ -42,7 +42,7 @@ use tokio::time::sleep;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{AsyncMessage, Client, Error, NoTls, SimpleQueryMessage, Statement};
 
-use crate::books::{Dialect, PATIENCE, TextRow, facts_of};
+use crate::books::{Dialect, LOCK_PATIENCE, PATIENCE, TextRow, facts_of};
 use crate::config::ServerSettings;
 use crate::flights::{InFlight, one_behind_the_other};
 use crate::install::{names, tables_of};
@@ -838,17 +838,24 @@ async fn rows_of_keys(connection: &mut Connection, keys: &[&str]) -> Result<Vec<
 
 // ---- opening ---------------------------------------------------------------------------------------------------------
 
-/// Whether a step fits the tables, and the role may run it. To parse it shows the one, EXPLAIN the other.
+/// Whether a step fits the tables, and the role may run it. To parse it shows the one, EXPLAIN the other. Who alters a table may
+/// wait for a branch in doubt that only this participant ends: a lock in the way is no reason not to open.
 async fn check_statement(connection: &mut Connection, step: &operations::Step) -> Result<(), OpenError> {
-    let refused = |error: &Error| {
+    let judged = |error: &Error| {
         let (code, said) = (sqlstate(error), error.as_db_error().map(|error| error.message().to_string()));
         match blame(error) {
-            Blame::Database => OpenError::from(unavailable("checking statements", error)),
-            _ if is_denied(&code) => rights::lacks(step, code, said.unwrap_or_default()),
-            _ => OpenError::Statement { place: step.place.clone(), code, said: said.unwrap_or_default() },
+            Blame::Busy => {
+                rights::not_checked(step, &code);
+                Ok(())
+            }
+            Blame::Database => Err(OpenError::from(unavailable("checking statements", error))),
+            _ if is_denied(&code) => Err(rights::lacks(step, code, said.unwrap_or_default())),
+            _ => Err(OpenError::Statement { place: step.place.clone(), code, said: said.unwrap_or_default() }),
         }
     };
-    connection.statement_of(step).await.map_err(|error| refused(&error))?;
+    if let Err(error) = connection.statement_of(step).await {
+        return judged(&error);
+    }
     let types: Vec<Type> = step.kinds.iter().map(|kind| type_of(*kind)).collect();
     let nulls: Vec<_> = step.kinds.iter().map(|kind| bound_value(&Value::Null, *kind)).collect();
     let client = &connection.client;
@@ -857,9 +864,12 @@ async fn check_statement(connection: &mut Connection, step: &operations::Step) -
         client.execute(&explain, &references(&nulls)).await
     };
     match explained.await {
+        Ok(_) => Ok(()),
+        Err(error) if is_denied(&sqlstate(&error)) || matches!(blame(&error), Blame::Busy | Blame::Database) => {
+            judged(&error)
+        }
         // What cannot be planned without values says nothing about rights.
-        Err(error) if !is_denied(&sqlstate(&error)) && blame(&error) != Blame::Database => Ok(()),
-        explained => explained.map(drop).map_err(|error| refused(&error)),
+        Err(_) => Ok(()),
     }
 }
 
@@ -957,8 +967,9 @@ impl Dialer {
     fn reading(settings: &ServerSettings, owner: &Owner) -> Result<Self, Unavailable> {
         let session = format!(
             "set default_transaction_isolation = 'read committed'; set default_transaction_read_only = on;
-             set lock_timeout = {time}; set statement_timeout = {time};
+             set lock_timeout = {locks}; set statement_timeout = {time};
              select current_setting('default_transaction_read_only')",
+            locks = LOCK_PATIENCE.as_millis(),
             time = PATIENCE.as_millis(),
         );
         let config = Self::config(settings, format!("suture reads {}", owner.participant))?;

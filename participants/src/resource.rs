@@ -484,10 +484,13 @@ impl Unavailable {
     /// to say so and end.
     pub fn passes(&self) -> bool {
         const CLASSES: [&str; 4] = ["08", "53", "57P", "58"];
-        // PostgreSQL's, then MariaDB's: too many connections, shutting down, read-only.
-        const CODES: [&str; 8] = ["connection", "no answer in time", "25006", "25P03", "1040", "1053", "1290", "1836"];
+        // Locked, too many connections, shutting down, read-only.
+        const OF_POSTGRES: [&str; 4] = ["25006", "25P03", "55P03", "57014"];
+        const OF_MARIADB: [&str; 7] = ["1040", "1053", "1205", "1290", "1836", "1969", "3024"];
+        const CODES: [&str; 2] = ["connection", "no answer in time"];
         let is_locked = self.code.strip_prefix("SQLite ").and_then(|number| number.parse::<i32>().ok());
         let is_locked = is_locked.is_some_and(|number| matches!(number & 0xff, 5 | 6));
-        is_locked || CODES.contains(&self.code.as_str()) || CLASSES.iter().any(|class| self.code.starts_with(class))
+        let mut codes = CODES.into_iter().chain(OF_POSTGRES).chain(OF_MARIADB);
+        is_locked || codes.any(|code| code == self.code) || CLASSES.iter().any(|class| self.code.starts_with(class))
     }
 }

@@ -34,6 +34,11 @@ pub(crate) fn of_ledger(there: &BTreeSet<String>) -> Vec<Step> {
     LEDGER.iter().filter(|(table, _)| there.contains(*table)).flat_map(of_table).collect()
 }
 
+/// Somebody holds a lock on what this step names.
+pub(crate) fn not_checked(step: &Step, code: &str) {
+    tracing::warn!(place = step.place, code, "locked, not checked: whether it fits the tables shows when it runs");
+}
+
 /// The role may not run this step.
 pub(crate) fn lacks(step: &Step, code: String, said: String) -> OpenError {
     let needed = rights(&step.sql).into_iter().map(|(table, needed)| {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use common::server::shared;
-use common::{commit, prepare, prepare_one, txid, yes};
+use common::{PATIENCE, commit, prepare, prepare_one, txid, yes};
 use mysql_async::prelude::Queryable;
 use serde_json::value::RawValue;
 use suture_contract::ids::{Deployment, LogLetters, Shard};
@@ -19,6 +19,7 @@ use suture_participants::opened::OpenedResource;
 use suture_participants::resource::{Effect, OpenError, Opening, Position, Resource, Unavailable};
 use suture_participants::trial::{StepResult, Tried, Wish, try_operations};
 use suture_participants_core::gid::{Gid, Owner};
+use tokio::time::timeout;
 
 const XA: &str = r#"
 name = "bank"
@@ -558,6 +559,62 @@ async fn lacks_a_right(db: &Db, denied: &str) {
     drop(db.open(Some(&role)).await.unwrap());
     db.drop_database(Some(&role)).await;
     execute_on_postgres(server, &format!("drop role {group}")).await.unwrap();
+}
+
+// ---- locked ----------------------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn a_participant_opens_where_postgres_alters_a_table_behind_its_branch() {
+    opens_behind_a_lock(Db::postgres().await, "set lock_timeout = '1s'", "55P03").await;
+}
+
+#[tokio::test]
+async fn a_participant_opens_where_mariadb_alters_a_table_behind_its_branch() {
+    opens_behind_a_lock(Db::mariadb("SUTURE_TEST_MARIADB").await, "set lock_wait_timeout = 1", "1205").await;
+}
+
+#[tokio::test]
+async fn a_participant_opens_where_mysql_alters_a_table_behind_its_branch() {
+    if std::env::var("SUTURE_TEST_MYSQL").is_ok() {
+        opens_behind_a_lock(Db::mariadb("SUTURE_TEST_MYSQL").await, "set lock_wait_timeout = 1", "1205").await;
+    }
+}
+
+/// Who alters waits for the branch, who checks its steps for him, and the branch for nobody but the participant. On MariaDB he has
+/// the table to himself already, and waits in the engine: a branch whose session is gone holds its rows, and no longer the table's
+/// name.
+async fn opens_behind_a_lock(db: Db, impatient: &str, locked: &str) {
+    db.execute(SCHEMA).await;
+    let branch = put(1);
+    let bank = db.open(None).await.unwrap();
+    assert_eq!(prepare_one(&bank, &branch).await, yes());
+    drop(bank);
+    let db = Arc::new(db);
+    let altering = tokio::spawn({
+        let patient = if matches!(*db, Db::Postgres { .. }) { "" } else { "set innodb_lock_wait_timeout = 600;" };
+        let (db, sql) = (Arc::clone(&db), format!("{patient} alter table item add column note varchar(9)"));
+        async move { db.execute(&sql).await }
+    });
+    let reading = format!("{impatient}; select id from item");
+    let waits = async {
+        loop {
+            if let Err(refused) = db.try_to(&reading).await {
+                break refused;
+            }
+        }
+    };
+    let refused = timeout(PATIENCE, waits).await.expect("it does not wait");
+    assert!(refused.contains(locked), "{refused}");
+
+    let (config, opening) = db.config(None, &XA.replace("DATABASE", "DATABASE\nstatement_timeout_ms = 1000"));
+    let bank = OpenedResource::open(&config, opening.clone()).await.unwrap();
+    assert_eq!(inspect(&config, &opening).await.unwrap().unfit, []);
+    let committing = async { while commit(&bank, &branch).await == Ok(Effect::Later) {} };
+    timeout(PATIENCE, committing).await.expect("it is never committed");
+    timeout(PATIENCE, altering).await.expect("it waits for ever").unwrap();
+    assert_eq!(db.number("select count(*) from item where note is null").await, 1);
+    drop(bank);
+    db.drop_database(None).await;
 }
 
 // ---- trying ----------------------------------------------------------------------------------------------------------

@@ -83,7 +83,18 @@ async fn what_will_not_pass_ends_at_once() {
 #[test]
 fn what_passes_is_told_by_its_code() {
     let passes = |code: &str| Unavailable::new("connecting", code).passes();
-    for code in ["connection", "no answer in time", "08006", "53300", "57P03", "25006", "SQLite 5", "SQLite 517"] {
+    for code in [
+        "connection",
+        "no answer in time",
+        "08006",
+        "53300",
+        "57P03",
+        "25006",
+        "55P03",
+        "1205",
+        "SQLite 5",
+        "SQLite 517",
+    ] {
         assert!(passes(code), "{code}");
     }
     for code in ["28P01", "28000", "3D000", "42501", "1045", "1049", "client", "SQLite 14", "SQLite 26"] {

@@ -24,7 +24,7 @@ use suture_participants_core::branch::{Answer, State, Wrong};
 use tokio::time::timeout;
 
 /// Longer than it takes to notice that a connection is gone.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A database for one test, which can be opened again and again.
 pub trait Bench {
