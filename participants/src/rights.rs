@@ -1,5 +1,6 @@
 //! Rights that a role lacks. The database itself is asked, by EXPLAIN: it checks the rights of the statement that it explains, and runs
-//! nothing of it. So a grant to a group counts, or of some columns, or through a view, as it counts when the statement runs.
+//! nothing of it. So a grant to a group counts, or of some columns, or through a view, as it counts when the statement runs. MariaDB and
+//! MySQL explain a view only to who has SHOW VIEW on it too; for all others it must do that the statement can be prepared.
 //!
 //! Each step of a configuration is explained where it is compared with the tables (`check_statement` of each database), at every
 //! start, in `suture participant check` and in `suture doctor`; so are statements that change the ledger.

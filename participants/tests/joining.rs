@@ -561,6 +561,39 @@ async fn lacks_a_right(db: &Db, denied: &str) {
     execute_on_postgres(server, &format!("drop role {group}")).await.unwrap();
 }
 
+#[tokio::test]
+async fn a_mariadb_account_runs_a_step_on_a_view_that_it_may_not_show() {
+    runs_on_a_view(&Db::mariadb("SUTURE_TEST_MARIADB").await).await;
+}
+
+#[tokio::test]
+async fn a_mysql_account_runs_a_step_on_a_view_that_it_may_not_show() {
+    if std::env::var("SUTURE_TEST_MYSQL").is_ok() {
+        runs_on_a_view(&Db::mariadb("SUTURE_TEST_MYSQL").await).await;
+    }
+}
+
+/// EXPLAIN needs SHOW VIEW, and the statement does not.
+async fn runs_on_a_view(db: &Db) {
+    let read = "sql = \"insert into item (id, txid) select :id, :txid from places\"";
+    let text = XA.replace("sql = \"insert into item (id, txid) values (:id, :txid)\"", read);
+    assert!(text.contains(read));
+    db.execute(SCHEMA).await;
+    db.execute("create view places as select name from shelf").await;
+    let role = format!("r{}", name());
+    db.set_up(Some(&role)).await.unwrap();
+    db.execute(&format!("alter user {role} account unlock")).await;
+    let (config, opening) = db.config(Some(&role), &text);
+    let refused = OpenedResource::open(&config, opening.clone()).await.err().unwrap();
+    assert!(matches!(&refused, OpenError::Lacks { place, .. } if place == "operation.put.prepare[1]"), "{refused}");
+    db.execute(&format!("grant select on places to {role}")).await;
+    let bank = OpenedResource::open(&config, opening).await.unwrap();
+    assert_eq!(prepare_one(&bank, &put(1)).await, yes());
+    assert_eq!(commit(&bank, &put(1)).await, Ok(Effect::Finished));
+    drop(bank);
+    db.drop_database(Some(&role)).await;
+}
+
 // ---- locked ----------------------------------------------------------------------------------------------------------
 
 #[tokio::test]
