@@ -2,7 +2,7 @@
 //! marks, and the least rights of the role that the participant logs in as.
 //!
 //! ```text
-//! the ledger    select, insert, update, delete on its five tables
+//! the ledger    select, insert, update on its five tables; delete where anything is deleted
 //! the business  what the steps of the configuration do with each table, read from their text
 //! no DDL        so a participant with these rights starts only where there is a ledger already
 //! ```
@@ -26,13 +26,16 @@ use crate::tables::{self, READ_MARKS, missing_marks};
 use crate::trial::steps;
 use crate::{mariadb, postgres, sqlite};
 
-/// The ledger's tables, each with a column of its.
-pub(crate) const LEDGER: [(&str, &str); 5] = [
-    ("suture_meta", "name"),
-    ("suture_positions", "topic"),
-    ("suture_marks", "letters"),
-    ("suture_audit", "entry"),
-    ("suture_ledger", "txid"),
+const ALL: [Right; 4] = [Right::Select, Right::Insert, Right::Update, Right::Delete];
+const KEPT: [Right; 3] = [Right::Select, Right::Insert, Right::Update];
+
+/// The ledger's tables, each with a column of its, and what its participant does with it.
+pub(crate) const LEDGER: [(&str, &str, &[Right]); 5] = [
+    ("suture_meta", "name", &ALL),
+    ("suture_positions", "topic", &KEPT),
+    ("suture_marks", "letters", &KEPT),
+    ("suture_audit", "entry", &KEPT),
+    ("suture_ledger", "txid", &ALL),
 ];
 
 const UNSEEN: &str = "this is for a database that holds no ledger yet, and every table that a step names; on PostgreSQL in the \
@@ -227,9 +230,8 @@ impl Script {
                 to
             }
         };
-        let all = [Right::Select, Right::Insert, Right::Update, Right::Delete];
-        for (table, _) in LEDGER {
-            self.statements.push(format!("grant {} on {table} to {to}", list(&all)));
+        for (table, _, rights) in LEDGER {
+            self.statements.push(format!("grant {} on {table} to {to}", list(rights)));
         }
         for (table, needed) in needed_rights(steps(wanted.opening)) {
             match seen.has(&table) {

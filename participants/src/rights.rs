@@ -11,7 +11,7 @@
 use std::collections::BTreeSet;
 
 use suture_participants_core::operations::Step;
-use suture_participants_core::touched::rights;
+use suture_participants_core::touched::{Right, rights};
 
 use crate::install::{LEDGER, list};
 use crate::resource::OpenError;
@@ -22,17 +22,19 @@ pub(crate) fn is_denied(code: &str) -> bool {
     ["42501", "1142", "1143", "1227", "1370"].contains(&code)
 }
 
-/// Statements that need every right on the ledger's tables, as far as these are there.
+/// Statements that need all rights of a participant on the ledger's tables, as far as these are there.
 pub(crate) fn of_ledger(there: &BTreeSet<String>) -> Vec<Step> {
-    let of_table = |(table, column): &(&str, &str)| {
-        [
-            format!("insert into {table} select * from {table} where 1 = 0"),
-            format!("update {table} set {column} = {column} where 1 = 0"),
-            format!("delete from {table} where 1 = 0"),
-        ]
-        .map(|sql| Step::own("the ledger", sql))
-    };
-    LEDGER.iter().filter(|(table, _)| there.contains(*table)).flat_map(of_table).collect()
+    let here = LEDGER.iter().filter(|(table, ..)| there.contains(*table));
+    here.flat_map(|(table, column, rights)| {
+        rights.iter().map(move |right| match right {
+            Right::Select => format!("select {column} from {table} where 1 = 0"),
+            Right::Insert => format!("insert into {table} select * from {table} where 1 = 0"),
+            Right::Update => format!("update {table} set {column} = {column} where 1 = 0"),
+            Right::Delete => format!("delete from {table} where 1 = 0"),
+        })
+    })
+    .map(|sql| Step::own("the ledger", sql))
+    .collect()
 }
 
 /// Somebody holds a lock on what this step names.

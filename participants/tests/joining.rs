@@ -16,7 +16,7 @@ use suture_participants::config::{Database, ParticipantConfig};
 use suture_participants::inspect::inspect;
 use suture_participants::install::{Script, Wanted};
 use suture_participants::opened::OpenedResource;
-use suture_participants::resource::{Effect, OpenError, Opening, Position, Resource, Unavailable};
+use suture_participants::resource::{Effect, Entry, OpenError, Opening, Position, Resource, Unavailable};
 use suture_participants::trial::{StepResult, Tried, Wish, try_operations};
 use suture_participants_core::gid::{Gid, Owner};
 use tokio::time::timeout;
@@ -443,6 +443,12 @@ async fn serves_with_the_least_rights(db: &Db, denied: &str) {
     };
     bank.store_positions(vec![position], vec![]).await.unwrap();
     assert_eq!(db.number("select count(*) from item").await, 1);
+    let [entry, record_key, record] = ["lost:x", "x", "{}"].map(str::to_string);
+    bank.note(vec![Entry { entry: entry.clone(), record_key, record }]).await.unwrap();
+    bank.mark_told(vec![entry]).await.unwrap();
+    assert_eq!(common::purge(&bank, &common::page(None, 9)).await, 2);
+    bank.begin_restore().await.unwrap();
+    bank.end_restore().await.unwrap();
     drop(bank);
     drop(db.open(Some(&role)).await.unwrap());
     db.drop_database(Some(&role)).await;
@@ -460,7 +466,12 @@ async fn a_script_for_a_database_that_is_not_looked_at_must_be_asked_for() {
     let script = Script::unseen(&wanted).unwrap();
     assert!(script.notes[0].starts_with("127.0.0.1:1/far_off was not looked at"), "{:?}", script.notes);
     let text = script.text();
-    for line in ["create table if not exists suture_ledger", "grant connect on database \"far_off\" to \"somebody\""] {
+    for line in [
+        "create table if not exists suture_ledger",
+        "grant connect on database \"far_off\" to \"somebody\"",
+        "grant select, insert, update, delete on suture_ledger to \"somebody\"",
+        "grant select, insert, update on suture_positions to \"somebody\"",
+    ] {
         assert!(text.contains(line), "{text}");
     }
 }
