@@ -224,8 +224,10 @@ impl Script {
                     "an account that is new is locked: alter user {to} identified by '...' account unlock"
                 ));
                 self.statements.push(format!("create user if not exists {to} account lock"));
+                // What was not looked at may be either of the two. MySQL alone reads what stands in the comment; for MariaDB
+                // nothing is granted.
                 if wanted.opening.mode == Mode::Xa && !seen.is_mariadb {
-                    self.statements.push(format!("grant xa_recover_admin on *.* to {to}"));
+                    self.statements.push(format!("grant usage /*!80000 , xa_recover_admin */ on *.* to {to}"));
                 }
                 to
             }
@@ -269,6 +271,7 @@ pub(crate) struct Seen {
     prepared: u64,
     database: String,
     schema: String,
+    /// Whether it says that it is.
     is_mariadb: bool,
     /// The name that MySQL has given the check of the states.
     named_check: Option<String>,
@@ -283,7 +286,7 @@ impl Seen {
             prepared: 0,
             database: "current_database".to_string(),
             schema: "public".to_string(),
-            is_mariadb: true,
+            is_mariadb: false,
             named_check: None,
         }
     }

@@ -476,6 +476,47 @@ async fn a_script_for_a_database_that_is_not_looked_at_must_be_asked_for() {
     }
 }
 
+/// Nobody knows which of the two it will be.
+#[tokio::test]
+async fn a_script_for_either_of_mariadb_and_mysql_lets_a_mysql_account_see_the_list() {
+    let db = Db::Mariadb { server: "mysql://root@127.0.0.1:1".to_string(), name: "far_off".to_string() };
+    let database = db.database();
+    for (config, is_there) in [(XA, true), (RESERVE, false)] {
+        let (_, opening) = db.config(None, config);
+        let script =
+            Script::unseen(&Wanted { database: &database, opening: &opening, role: Some("somebody") }).unwrap();
+        let text = script.text();
+        let grant = "\ngrant usage /*!80000 , xa_recover_admin */ on *.* to 'somebody'@'%';\n";
+        assert_eq!(text.contains(grant), is_there, "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_script_that_was_made_without_looking_sets_mariadb_up() {
+    is_set_up_unseen(&Db::mariadb("SUTURE_TEST_MARIADB").await).await;
+}
+
+#[tokio::test]
+async fn a_script_that_was_made_without_looking_sets_mysql_up() {
+    if std::env::var("SUTURE_TEST_MYSQL").is_ok() {
+        is_set_up_unseen(&Db::mariadb("SUTURE_TEST_MYSQL").await).await;
+    }
+}
+
+async fn is_set_up_unseen(db: &Db) {
+    db.execute(SCHEMA).await;
+    let role = format!("r{}", name());
+    let (database, (_, opening)) = (db.database(), db.config(None, XA));
+    let script = Script::unseen(&Wanted { database: &database, opening: &opening, role: Some(&role) }).unwrap();
+    db.execute(&script.text()).await;
+    db.execute(&format!("alter user {role} account unlock")).await;
+    let bank = db.open(Some(&role)).await.unwrap();
+    assert_eq!(prepare_one(&bank, &put(1)).await, yes());
+    assert_eq!(commit(&bank, &put(1)).await, Ok(Effect::Finished));
+    drop(bank);
+    db.drop_database(Some(&role)).await;
+}
+
 // ---- refused ---------------------------------------------------------------------------------------------------------
 
 #[tokio::test]
