@@ -290,7 +290,7 @@ fn resolve(settings: &Settings, name: &str, args: &ResolveArgs) -> anyhow::Resul
             on_database(settings, name, async |resource| {
                 Ok(incidents::resolve_forgotten(resource, &forgotten, settled, said).await?)
             })?;
-            WAS_GONE
+            NOT_MISSED
         }
         resolved => resolved.map(|()| GOES_ON)?,
     };
@@ -336,7 +336,7 @@ fn skip(settings: &Settings, name: &str, args: &SkipArgs) -> anyhow::Result<Exit
 }
 
 const GOES_ON: &str = "the shard goes on within seconds, or at the service's next start";
-const WAS_GONE: &str = "its row was gone, and no shard had stopped for that";
+const NOT_MISSED: &str = "the ledger had no commit of it, and no shard had stopped for that";
 
 fn said(args: &SaidArgs) -> anyhow::Result<Said> {
     let who = match &args.who {

@@ -24,6 +24,7 @@ use std::time::Duration;
 use suture_contract::ids::{LogLetters, RequestHash, Shard, Txid};
 use suture_participants_core::branch::State;
 use suture_participants_core::gid::{Gid, Owner};
+use suture_participants_core::marks::Marks;
 use suture_participants_core::operations::{Mode, Step};
 use time::OffsetDateTime;
 
@@ -171,6 +172,19 @@ impl Books {
         let mut listed = incidents::listed(noted.await?)?;
         incidents::compare(&mut listed, &self.positions().await?);
         Ok(listed)
+    }
+
+    /// What became of these transactions; one that is prepared is in doubt, whatever else the ledger says.
+    pub(crate) async fn states(&mut self, txids: &[Txid]) -> Result<BTreeMap<Txid, State>, Unavailable> {
+        // Before the rows: what is finished meanwhile has one.
+        let listed = self.listed().await?.ours.into_iter().map(|branch| branch.gid.txid);
+        let rows = self.rows(txids).await?.into_iter().map(|row| (row.txid, row.state));
+        Ok(rows.chain(listed.filter(|txid| txids.contains(txid)).map(|txid| (txid, State::InDoubt))).collect())
+    }
+
+    /// [`Self::marks`], to be asked about a transaction that has no row.
+    pub(crate) async fn purged_below(&mut self) -> Result<Marks, Unavailable> {
+        Ok(Marks(self.marks().await?.iter().map(|mark| ((mark.letters, mark.shard), mark.next_offset)).collect()))
     }
 
     /// The rows of these transactions, as far as there are any, in no order.

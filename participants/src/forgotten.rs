@@ -1,7 +1,8 @@
-//! A commit that was applied here and of which the ledger has no row any more: somebody has deleted it.
+//! A commit that this participant is past and of which the ledger has no row, or one that says otherwise: somebody has deleted or
+//! changed it, or has moved the position.
 //!
-//! No shard stops for that, for the participant is past the decision; an audit finds it. What a person says about it is taken
-//! ([`crate::incidents::resolve_forgotten`]) if the row is really missing, and nothing but a person will write it.
+//! No shard stops for that; an audit finds it. What a person says about it is taken ([`crate::incidents::resolve_forgotten`]) if the
+//! row is really missing or says aborted or refused, and nothing but a person will write it.
 
 use suture_contract::ids::Participant;
 use suture_contract::messages::{Decision, Verdict};
@@ -39,9 +40,15 @@ pub enum Remembered {
     /// It was finished so long ago.
     #[error("its row was purged by age: it was finished long before")]
     Purged,
-    /// It is there.
+    /// It is there, and agrees.
     #[error("its row is there ({0}): nothing is to be settled")]
     Row(State),
+    /// It is not finished.
+    #[error(
+        "its branch is in doubt here, left over: see that its participant runs, and look again; if it stays, finish it as \
+         `suture tx show` says"
+    )]
+    LeftOver,
 }
 
 impl Forgotten {
@@ -70,18 +77,17 @@ impl Forgotten {
         if !is_past {
             return Ok(Err(Remembered::NotMet(last.clone())));
         }
-        if let Some(row) = books.rows(&[txid]).await?.first() {
-            return Ok(Err(Remembered::Row(row.state)));
-        }
+        let row = books.states(&[txid]).await?.remove(&txid);
         // After the row: one that was purged meanwhile lies below its mark.
-        let marks = books.marks().await?;
-        if marks
-            .iter()
-            .any(|mark| (mark.letters, mark.shard) == (txid.log, txid.shard) && txid.offset < mark.next_offset)
-        {
-            return Ok(Err(Remembered::Purged));
-        }
-        Ok(Ok(Self { participant: participant.clone(), decision: decision.clone(), last: last.clone() }))
+        let without_row = if books.purged_below().await?.covers(&txid) { State::Purged } else { State::Absent };
+        Ok(match row.unwrap_or(without_row) {
+            state @ (State::Committed | State::Abandoned) => Err(Remembered::Row(state)),
+            State::InDoubt => Err(Remembered::LeftOver),
+            State::Purged => Err(Remembered::Purged),
+            State::Absent | State::Aborted | State::Refused => {
+                Ok(Self { participant: participant.clone(), decision: decision.clone(), last: last.clone() })
+            }
+        })
     }
 
     pub(crate) fn known(&self) -> (&Participant, &Decision, &Place) {

@@ -16,7 +16,7 @@
 //!   rights there, and no crash loses a word.
 //! - A record that decides about a branch of ours is never passed: it is resolved.
 //! - What a shard is past waits for nobody, whatever was noted of it: a later version has read it, or the branch was brought back.
-//! - `resolved:<txid>` without an incident: a row was gone that nobody missed ([`crate::forgotten`]).
+//! - `resolved:<txid>` without an incident: a row was gone that nobody missed, or said otherwise ([`crate::forgotten`]).
 //!
 //! Left out: to pass more than one record at once.
 
@@ -325,7 +325,8 @@ pub async fn resolve<R: Resource>(resource: &R, txid: Txid, settled: Settled, sa
     take_word(resource, txid, &entry, incident, settled, said).await
 }
 
-/// Records what a person has made of a commit whose row is gone. Nobody has noted that: [`resolve`] says that nothing is there.
+/// Records what a person has made of a commit whose row is gone, or says otherwise. Nobody has noted that: [`resolve`] says that
+/// nothing is there.
 pub async fn resolve_forgotten<R: Resource>(
     resource: &R,
     forgotten: &Forgotten,

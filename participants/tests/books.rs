@@ -243,14 +243,22 @@ async fn books_are_read(db: &Db) {
     assert!(matches!(refused, Some(OpenError::Foreign { what: "participant", .. })), "{refused:?}");
 
     db.drop_foreign().await;
-    if is_xa {
-        abort(&bank, &put(3)).await.unwrap();
-        assert!(books.listed().await.unwrap().ours.is_empty());
-    }
+    what_is_in_doubt_is_left_over(&bank, &mut books).await;
     what_is_past_waits_for_nobody(&bank, &mut books).await;
     a_row_that_is_gone_is_written_by_a_persons_word(db, &bank, &mut books).await;
     drop((bank, books));
     db.drop_database().await;
+}
+
+/// The list tells it, or the row.
+async fn what_is_in_doubt_is_left_over(bank: &OpenedResource, books: &mut Books) {
+    let (topic, letters) = ("t.decisions".to_string(), "k3f9q".parse().unwrap());
+    let place = Place { topic, letters, shard: Shard(3), offset: 16 };
+    let commit = decision(&put(3), Verdict::Commit);
+    let looked = Forgotten::look(books, &"bank".parse().unwrap(), &commit, &place).await.unwrap();
+    assert_eq!(looked.map(drop), Err(Remembered::LeftOver));
+    abort(bank, &put(3)).await.unwrap();
+    assert!(books.listed().await.unwrap().ours.is_empty());
 }
 
 async fn what_is_past_waits_for_nobody(bank: &OpenedResource, books: &mut Books) {
@@ -300,6 +308,21 @@ async fn a_row_that_is_gone_is_written_by_a_persons_word(db: &Db, bank: &OpenedR
     let (settled, _) = listed.settled.as_ref().unwrap();
     assert_eq!((settled.what, settled.settled), (IncidentKind::Resolved, Some(Settled::Committed)));
     assert_eq!(settled.origin.as_ref().unwrap().to_string(), "t.decisions/3/16");
+    // A row that says otherwise is no better than none.
+    let refused = prepare(4, "other:1:1", 1, r#"{"id":"1"}"#);
+    for (branch, before, settled) in
+        [(put(2), State::Aborted, Settled::Committed), (refused, State::Refused, Settled::Abandoned)]
+    {
+        assert_eq!(bank.states(vec![branch.txid]).await.unwrap()[&branch.txid], before);
+        let looked =
+            Forgotten::look(books, &participant, &decision(&branch, Verdict::Commit), &place(16)).await.unwrap();
+        let said = Said::new("maria", "its position was moved").unwrap();
+        assert_eq!(resolve_forgotten(bank, &looked.unwrap(), settled, said).await, Ok(()));
+        let looked =
+            Forgotten::look(books, &participant, &decision(&branch, Verdict::Commit), &place(16)).await.unwrap();
+        let row = if settled == Settled::Committed { State::Committed } else { State::Abandoned };
+        assert_eq!(looked.map(drop), Err(Remembered::Row(row)));
+    }
     let again = say(bank, &put(1), Settled::Abandoned).await;
     assert!(matches!(again, Err(Refused::Already { ref who, .. }) if who == "maria"), "{again:?}");
 }

@@ -170,7 +170,7 @@ fn an_audit_finds_what_was_done_by_hand() {
         world.suture(&words)
     };
     let said = String::from_utf8(says(&deleted.txid).stdout).unwrap();
-    assert!(said.contains("its row was gone, and no shard had stopped for that"), "{said}");
+    assert!(said.contains("the ledger had no commit of it, and no shard had stopped for that"), "{said}");
     assert_eq!(world.rows().of("insurer").state(&deleted.txid), Some("committed"));
     world.wait_for_logs("it is told", |logs| {
         let mut told = logs.topic("outcomes").iter();
