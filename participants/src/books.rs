@@ -170,7 +170,10 @@ impl Books {
             Some((text(row, 0)?.to_string(), text(row, 1)?.to_string(), since))
         });
         let mut listed = incidents::listed(noted.await?)?;
-        incidents::compare(&mut listed, &self.positions().await?);
+        let positions = self.positions().await?;
+        let states = self.states(&incidents::decisions(&listed)).await?;
+        // After the rows: what is purged meanwhile lies below its mark.
+        incidents::compare(&mut listed, &positions, &states, &self.purged_below().await?);
         Ok(listed)
     }
 

@@ -16,6 +16,7 @@
 //!   rights there, and no crash loses a word.
 //! - A record that decides about a branch of ours is never passed: it is resolved.
 //! - What a shard is past waits for nobody, whatever was noted of it: a later version has read it, or the branch was brought back.
+//!   But a decision is obeyed only if the ledger agrees with it: a position that was moved by hand settles nothing.
 //! - `resolved:<txid>` without an incident: a row was gone that nobody missed, or said otherwise ([`crate::forgotten`]).
 //!
 //! Left out: to pass more than one record at once.
@@ -28,7 +29,8 @@ use suture_contract::codec::{decode, encode};
 use suture_contract::ids::{InvalidName, LogLetters, Origin, Participant, Shard, Txid};
 use suture_contract::messages::{Decision, Incident, IncidentKind, Prepare, Settled, Verdict};
 use suture_contract::remark::line;
-use suture_participants_core::branch::Event;
+use suture_participants_core::branch::{Event, State, step};
+use suture_participants_core::marks::Marks;
 use suture_participants_core::settle::{Unsettled, Word};
 use time::OffsetDateTime;
 
@@ -185,6 +187,14 @@ impl Listed {
         self.settled.is_none() && !self.is_past && settlement_of(&self.entry).is_some()
     }
 
+    /// Whether its decision, if it is about one, was obeyed meanwhile, or a person has settled it.
+    fn agrees(&self, states: &BTreeMap<Txid, State>, marks: &Marks) -> bool {
+        let (Some(txid), Some((event, _))) = (self.incident.txid, decided(&self.incident)) else { return true };
+        let without_row = if marks.covers(&txid) { State::Purged } else { State::Absent };
+        let state = states.get(&txid).copied().unwrap_or(without_row);
+        state != State::InDoubt && step(state, event, true).is_ok()
+    }
+
     /// Whether the positions say that its shard has left it behind. The entry of a branch does not tell which incarnation of the
     /// topic it met its decision in.
     fn lies_below(&self, positions: &[Position]) -> bool {
@@ -209,7 +219,9 @@ pub async fn list<R: Resource>(resource: &R) -> Result<Vec<Listed>, Unavailable>
     for topic in topics {
         positions.extend(resource.load_positions(topic).await?);
     }
-    compare(&mut listed, &positions);
+    let states = resource.states(decisions(&listed)).await?;
+    // After the rows: what is purged meanwhile lies below its mark.
+    compare(&mut listed, &positions, &states, &resource.marks().await?);
     Ok(listed)
 }
 
@@ -248,10 +260,19 @@ pub(crate) fn listed(
     Ok(listed)
 }
 
-/// Marks those that their shards have left behind.
-pub(crate) fn compare(listed: &mut [Listed], positions: &[Position]) {
+/// The branches whose decision could not be obeyed.
+pub(crate) fn decisions(listed: &[Listed]) -> Vec<Txid> {
+    listed
+        .iter()
+        .filter(|listed| decided(&listed.incident).is_some())
+        .filter_map(|listed| listed.incident.txid)
+        .collect()
+}
+
+/// Marks those that their shards have left behind. `states`: of [`decisions`].
+pub(crate) fn compare(listed: &mut [Listed], positions: &[Position], states: &BTreeMap<Txid, State>, marks: &Marks) {
     for listed in listed {
-        listed.is_past |= listed.lies_below(positions);
+        listed.is_past |= listed.lies_below(positions) && listed.agrees(states, marks);
     }
 }
 

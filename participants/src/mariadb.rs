@@ -681,6 +681,13 @@ impl Server for MariadbResource {
         Ok(found)
     }
 
+    async fn read_marks(&self) -> Result<Marks, Unavailable> {
+        let mut clerk = self.clerks.lease().await?;
+        let marks = marks(&mut clerk).await.map_err(|trouble| trouble.unavailable("looking at the ledger"))?;
+        clerk.give_back();
+        Ok(marks)
+    }
+
     async fn insert_entries(&self, entries: &[Entry]) -> Result<(), Unavailable> {
         if entries.is_empty() {
             return Ok(());

@@ -9,6 +9,7 @@ use suture_contract::ids::Txid;
 use suture_contract::messages::{Decision, Prepare};
 use suture_participants_core::branch::State;
 use suture_participants_core::doubts::InDoubt;
+use suture_participants_core::marks::Marks;
 use suture_participants_core::settle::Unsettled;
 use tokio::time::sleep;
 
@@ -208,6 +209,14 @@ impl Resource for OpenedResource {
             Self::Sqlite(resource) => resource.states(txids).await,
             Self::Postgres(resource) => resource.states(txids).await,
             Self::Mariadb(resource) => resource.states(txids).await,
+        }
+    }
+
+    async fn marks(&self) -> Result<Marks, Unavailable> {
+        match self {
+            Self::Sqlite(resource) => resource.marks().await,
+            Self::Postgres(resource) => resource.marks().await,
+            Self::Mariadb(resource) => resource.marks().await,
         }
     }
 

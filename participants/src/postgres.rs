@@ -687,6 +687,13 @@ impl Server for PostgresResource {
         stored_rows(&rows)
     }
 
+    async fn read_marks(&self) -> Result<Marks, Unavailable> {
+        let mut session = self.session(&self.clerks, self.opened.settings.lock_timeout).await?;
+        let marks = session.marks().await.map_err(|trouble| trouble.unavailable("looking at the ledger"))?;
+        session.lease.give_back();
+        Ok(marks)
+    }
+
     async fn insert_entries(&self, entries: &[Entry]) -> Result<(), Unavailable> {
         let failed = |error: Error| unavailable("noting", &error);
         let mut clerk = self.clerks.lease().await?;

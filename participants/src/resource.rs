@@ -25,6 +25,7 @@ use suture_contract::messages::{Decision, Prepare};
 use suture_participants_core::branch::{Answer, State, Violation};
 use suture_participants_core::doubts::InDoubt;
 use suture_participants_core::gid::Owner;
+use suture_participants_core::marks::Marks;
 use suture_participants_core::operations::{Mode, NoSteps, Operation, Seed};
 use suture_participants_core::settle::{Unsettled, Word};
 use time::OffsetDateTime;
@@ -100,6 +101,9 @@ pub trait Resource: Send + Sync + 'static {
 
     /// What became of these branches; one that is prepared is in doubt, whatever else the ledger says.
     fn states(&self, txids: Vec<Txid>) -> impl Future<Output = Result<BTreeMap<Txid, State>, Unavailable>> + Send;
+
+    /// Below what finished rows are purged.
+    fn marks(&self) -> impl Future<Output = Result<Marks, Unavailable>> + Send;
 
     /// Notes what a person must know. An entry that is there stays as it is.
     fn note(&self, entries: Vec<Entry>) -> impl Future<Output = Result<(), Unavailable>> + Send;

@@ -9,6 +9,7 @@ use suture_contract::messages::{Decision, Prepare};
 use suture_participants_core::branch::State;
 use suture_participants_core::doubts::InDoubt;
 use suture_participants_core::gid::Owner;
+use suture_participants_core::marks::Marks;
 use suture_participants_core::operations::{Mode, Operation, Seed};
 use suture_participants_core::settle::Unsettled;
 
@@ -89,6 +90,9 @@ pub(crate) trait Server: Branches + Send + 'static {
         &self,
         txids: &[Txid],
     ) -> impl Future<Output = Result<BTreeMap<Txid, StoredRow>, Unavailable>> + Send;
+
+    /// See [`Resource::marks`].
+    fn read_marks(&self) -> impl Future<Output = Result<Marks, Unavailable>> + Send;
 
     /// See [`Resource::note`].
     fn insert_entries(&self, entries: &[Entry]) -> impl Future<Output = Result<(), Unavailable>> + Send;
@@ -215,6 +219,10 @@ impl<S: Server> Resource for S {
             }
             Mode::Reserve => states_of(within(patience, doing, self.ledger_rows(&txids)).await?),
         }
+    }
+
+    async fn marks(&self) -> Result<Marks, Unavailable> {
+        within(self.opened().settings.patience(), "looking at the ledger", self.read_marks()).await
     }
 
     async fn note(&self, entries: Vec<Entry>) -> Result<(), Unavailable> {

@@ -837,6 +837,10 @@ impl Server for SimulatedServer {
         self.database.ask("looking at the ledger", txids.first().copied(), |data| data.tables.rows(txids)).await
     }
 
+    async fn read_marks(&self) -> Result<Marks, Unavailable> {
+        self.session().marks().await.map_err(|trouble| trouble.unavailable("looking at the ledger"))
+    }
+
     async fn insert_entries(&self, entries: &[Entry]) -> Result<(), Unavailable> {
         let note = |data: &mut Data| entries.iter().for_each(|entry| data.tables.note(entry));
         self.database.ask("noting", None, note).await

@@ -176,6 +176,13 @@ impl Resource for SqliteResource {
         .await
     }
 
+    async fn marks(&self) -> Result<Marks, Unavailable> {
+        self.run(|ledger| {
+            at_once(Session::marks(ledger)).map_err(|trouble| trouble.unavailable("looking at the ledger"))
+        })
+        .await
+    }
+
     async fn note(&self, entries: Vec<Entry>) -> Result<(), Unavailable> {
         self.run(move |ledger| ledger.note(&entries)).await
     }

@@ -12,6 +12,7 @@ use suture_participants::resource::{
 };
 use suture_participants_core::branch::State;
 use suture_participants_core::doubts::InDoubt;
+use suture_participants_core::marks::Marks;
 use suture_participants_core::settle::Unsettled;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -125,6 +126,10 @@ impl<R: Resource> Resource for Watched<R> {
 
     async fn states(&self, txids: Vec<Txid>) -> Result<BTreeMap<Txid, State>, Unavailable> {
         self.inner.states(txids).await
+    }
+
+    async fn marks(&self) -> Result<Marks, Unavailable> {
+        self.inner.marks().await
     }
 
     async fn note(&self, entries: Vec<Entry>) -> Result<(), Unavailable> {
