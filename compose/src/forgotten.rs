@@ -6,9 +6,10 @@ use suture_contract::ids::Txid;
 use suture_contract::messages::Decision;
 use suture_contract::topic_map::Topic;
 use suture_participants::books::Books;
-use suture_participants::envelope::{Read, read_decision};
+use suture_participants::envelope::read_decision;
 use suture_participants::forgotten::Forgotten;
 use suture_participants::incidents::Place;
+use suture_participants_core::envelope::Read;
 
 use crate::logs::Logs;
 use crate::services::{block_on, not_opened};

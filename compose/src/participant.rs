@@ -13,9 +13,10 @@ use suture_contract::ids::{Shard, Txid};
 use suture_contract::messages::{Incident, IncidentKind, Settled, Verdict};
 use suture_contract::topic_map::Topic;
 use suture_participants::books::Books;
-use suture_participants::envelope::{Read, read_decision};
+use suture_participants::envelope::read_decision;
 use suture_participants::incidents::{self, Listed, Place, Refused, Said};
 use suture_participants::opened::OpenedResource;
+use suture_participants_core::envelope::Read;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 

@@ -6,7 +6,7 @@
 //! - `take`: from where a shard is read, and `jobs`: work for the database;
 //! - `upkeep`: what is done now and then, with `seek`, which looks into the logs for it;
 //! - `restore`: a database that went back is brought back;
-//! - [`envelope`]: what is trusted about a record before anything acts on it;
+//! - [`envelope`]: from Kafka's records to those of the core;
 //! - [`incidents`]: what a person must know, and how he settles it; `alarms`: the service's side of it; [`forgotten`]: a row that
 //!   somebody has deleted;
 //! - [`config`]: a participant's TOML file;

@@ -35,6 +35,7 @@ use suture_contract::ids::{Code, LogLetters, Participant, Shard, Txid, code};
 use suture_contract::messages::{Decision, Prepare};
 use suture_contract::topic_map::participant_group;
 use suture_participants_core::branch::Answer;
+use suture_participants_core::envelope::Read;
 use suture_participants_core::restore::{Due, Place, Plan, portion, went_back};
 use suture_topics::acks::GroupOffsets;
 use suture_topics::blocking;
@@ -47,7 +48,7 @@ use suture_topics::settings::KafkaSettings;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use crate::envelope::{Read, read_decision, read_prepare};
+use crate::envelope::{read_decision, read_prepare};
 use crate::incidents::{self, skipped};
 use crate::jobs::{Job, decide, decide_again, until_answered};
 use crate::points::{Act, around};

@@ -11,11 +11,12 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use suture_contract::ids::{LogLetters, RequestHash, Shard, Txid};
+use suture_participants_core::envelope::Read;
 use suture_topics::probe::Probe;
 use suture_topics::scan::{ScanFailure, Scanner};
 use suture_topics::settings::KafkaSettings;
 
-use crate::envelope::{Read, read_prepare};
+use crate::envelope::read_prepare;
 use crate::take::Names;
 
 /// Where it is looked.

@@ -44,6 +44,7 @@ use suture_contract::messages::{Ballot, Decision, Incident, IncidentKind, Prepar
 use suture_contract::topic_map::participant_group;
 use suture_participants_core::branch::{Answer, Violation, Wrong};
 use suture_participants_core::doubts::Ask;
+use suture_participants_core::envelope::Read;
 use suture_participants_core::lines::Lines;
 use suture_participants_core::progress::Progress;
 use suture_topics::failure::KafkaFailure;
@@ -59,7 +60,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::alarms::{Alarms, Look};
 use crate::config::UpkeepSettings;
-use crate::envelope::{Read, read_decision, read_prepare};
+use crate::envelope::{read_decision, read_prepare};
 use crate::incidents::{self, Place};
 use crate::jobs::{Job, Tried, decide, decide_again, prepare, tell_answers, tell_silence, until_answered};
 use crate::points::{Act, after, around, before};

@@ -2,6 +2,7 @@
 //!
 //! In reading order:
 //!
+//! - [`envelope`]: what is trusted about a record before anything acts on it;
 //! - [`branch`]: the states of a branch, what each event does to them, and the rule of business keys;
 //! - [`settle`]: what an operator's word makes of a branch whose decision could not be obeyed;
 //! - [`gid`]: the name of a prepared branch in a database's own list;
@@ -19,6 +20,8 @@
 //!
 //! Architecture invariant: nothing here reads a clock, a file or a socket. SQL passes through as text; who runs it, and
 //! what the ledger's tables look like, is the business of `suture-participants`.
+
+pub mod envelope;
 
 pub mod branch;
 pub mod gid;
