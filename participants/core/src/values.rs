@@ -6,7 +6,7 @@
 //! | `integer` | a whole number of 64 bits | integer |
 //! | `decimal` | a number of at most 28 digits, not rounded | numeric (not for SQLite, which has none) |
 //! | `minor` | money: `{"value":15402.80,"currency":"USD"}`, or a number with `currency` or `scale` declared | integer minor units: 1540280 |
-//! | `timestamp` | RFC 3339 with any zone, to the end of the year 9999 in UTC | timestamptz; SQLite: integer milliseconds UTC |
+//! | `timestamp` | RFC 3339 with any zone, of the years 0000 to 9999 in UTC | timestamptz; SQLite: integer milliseconds UTC |
 //! | `date` | `2020-02-29`; of a timestamp the day as written | date; SQLite: text |
 //! | `json` | anything | compact text |
 //! | `boolean` | true or false | boolean; SQLite: 0 or 1 |
@@ -24,7 +24,8 @@ use rust_decimal::prelude::ToPrimitive;
 use serde::Deserialize;
 use serde_json::Value as Json;
 use suture_contract::ids::code;
-use time::format_description::well_known::{Iso8601, Rfc3339};
+use time::format_description::well_known::Rfc3339;
+use time::macros::format_description;
 use time::{Date, OffsetDateTime, UtcOffset};
 
 /// The code of an amount with more decimals than its currency has.
@@ -176,14 +177,15 @@ fn timestamp(text: &str) -> Option<OffsetDateTime> {
     OffsetDateTime::parse(text, &Rfc3339).ok()
 }
 
-/// Drivers convert it too, and panic over a year that no zone of theirs has.
+/// Drivers convert it too, and panic over a year that no zone of theirs has. One before the year 0000 no literal can say.
 fn in_utc(at: OffsetDateTime) -> Option<OffsetDateTime> {
-    at.checked_to_offset(UtcOffset::UTC)
+    at.checked_to_offset(UtcOffset::UTC).filter(|at| at.year() >= 0)
 }
 
 fn day(text: &str) -> Option<Date> {
     if text.len() == 10 {
-        return Date::parse(text, &Iso8601::DATE).ok();
+        // ISO 8601 has days of weeks and of years of the same length.
+        return Date::parse(text, format_description!("[year]-[month]-[day]")).ok();
     }
     timestamp(text).map(OffsetDateTime::date)
 }
@@ -246,6 +248,8 @@ mod tests {
         assert_eq!(x("timestamp", last), None, "the year 10000 in UTC");
         assert_eq!(x("date", last), Some(Value::Date(time::macros::date!(9999 - 12 - 31))));
         assert!(x("timestamp", "\"9999-12-31T23:59:59Z\"").is_some());
+        assert_eq!(x("timestamp", "\"0000-01-01T00:00:00+05:00\""), None, "the year before 0000 in UTC");
+        assert!(x("timestamp", "\"0000-01-01T00:00:00Z\"").is_some());
 
         let others: [(&str, &[&str]); 8] = [
             ("text", &["1", "true", "{}", "\"a\\u0000\"", "null"]),
@@ -256,7 +260,18 @@ mod tests {
                 &["1", "{\"value\":1}", "{\"value\":\"1\",\"currency\":\"USD\"}", "{\"value\":1,\"currency\":\"usd\"}"],
             ),
             ("timestamp", &["\"2020-02-29\"", "\"2020-02-29T00:00:00\"", "\"2020\"", "0"]),
-            ("date", &["\"2020-02-30\"", "\"2020-02\"", "\"2020\"", "\"20200229aa\"", "20200229"]),
+            (
+                "date",
+                &[
+                    "\"2020-02-30\"",
+                    "\"2020-02\"",
+                    "\"2020\"",
+                    "\"20200229aa\"",
+                    "20200229",
+                    "\"2020-W09-6\"",
+                    "\"-002202258\"",
+                ],
+            ),
             ("boolean", &["1", "\"true\""]),
             ("json", &["null"]),
         ];
