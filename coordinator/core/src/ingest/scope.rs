@@ -189,7 +189,8 @@ impl<'a> Scope<'a> {
         Ok(found)
     }
 
-    /// Times by the clock, everything else as text; what has none stands last.
+    /// Times by the clock, everything else as text; what has none stands last. What is equal in all of that is told apart by
+    /// its content: the place of its entry means nothing.
     fn sort(&self, resources: &mut [Resource<'a>], order: &[Paths]) {
         if resources.len() < 2 {
             return;
@@ -198,9 +199,15 @@ impl<'a> Scope<'a> {
             let hit = self.first_hits(paths, here).ok()?.first()?.node;
             Some(SortKey::of(hit))
         };
-        resources.sort_by_cached_key(|&resource| {
-            order.iter().map(|paths| first(paths, resource).unwrap_or(SortKey::Absent)).collect::<Vec<_>>()
-        });
+        let keys = |resource| -> Vec<SortKey> {
+            order.iter().map(|paths| first(paths, resource).unwrap_or(SortKey::Absent)).collect()
+        };
+        let mut keyed: Vec<_> = resources.iter().map(|&resource| (keys(resource), resource)).collect();
+        keyed
+            .sort_by(|(a, one), (b, other)| a.cmp(b).then_with(|| one.value.to_string().cmp(&other.value.to_string())));
+        for (place, (_, resource)) in resources.iter_mut().zip(keyed) {
+            *place = resource;
+        }
     }
 }
 

@@ -274,6 +274,22 @@ fn a_request_that_grows_too_big_is_rejected() {
     assert_eq!(rejection(map_text(&rules, &event(1_000))).code.as_str(), "too_big");
 }
 
+/// What the rules sort by may be equal. Entries have no order that means anything then either.
+#[test]
+fn resources_that_are_equal_in_their_order_are_not_told_apart_by_their_entries() {
+    let rules = compose_rules("rules.toml");
+    let mut event: Value = serde_json::from_str(APPENDIX).unwrap();
+    let entries = event["entry"].as_array_mut().unwrap();
+    for end in ["2026-03-01T13:00:00+01:00", "2026-03-01T14:00:00+01:00"] {
+        let period = json!({"start": "2026-03-01T12:30:00+01:00", "end": end});
+        let code = json!({"coding": [{"system": "local", "code": "X"}]});
+        entries.push(json!({"resource": {"resourceType": "Procedure", "code": code, "performedPeriod": period}}));
+    }
+    let first = request(map_text(&rules, &event.to_string()));
+    event["entry"].as_array_mut().unwrap().reverse();
+    assert_eq!(encode(&request(map_text(&rules, &event.to_string()))), encode(&first));
+}
+
 #[test]
 fn whatever_is_replaced_the_answer_is_one_of_three() {
     let rules = compose_rules("rules.toml");
