@@ -41,8 +41,14 @@ fn exact(number: &Number) -> Option<(Decimal, Number)> {
     if !text.contains(['e', 'E']) {
         return Some((Decimal::from_str_exact(text).ok()?, number.clone()));
     }
+    let digits = text.split(['e', 'E']).next()?;
+    // More would be rounded without a word, and so would what is too small for a decimal.
+    if digits.bytes().filter(u8::is_ascii_digit).count() > 28 {
+        return None;
+    }
     let value = Decimal::from_scientific(text).ok()?;
-    Some((value, number_of(value)))
+    let is_zero = !digits.bytes().any(|b| (b'1'..=b'9').contains(&b));
+    (value.is_zero() == is_zero).then(|| (value, number_of(value)))
 }
 
 /// A decimal as a JSON number, digit by digit.
@@ -87,6 +93,8 @@ mod tests {
             (r#"{"value":0.1255,"currency":"KWD"}"#, reason::TOO_MANY_DECIMALS),
             (r#"{"value":1e-3,"currency":"USD"}"#, reason::TOO_MANY_DECIMALS),
             (r#"{"value":1e400,"currency":"USD"}"#, reason::BAD_AMOUNT),
+            (r#"{"value":1e-400,"currency":"USD"}"#, reason::BAD_AMOUNT),
+            (r#"{"value":1.00000000000000000000000000001e0,"currency":"USD"}"#, reason::BAD_AMOUNT),
             (r#"{"value":"12.50","currency":"USD"}"#, reason::BAD_AMOUNT),
             (r#"{"value":123456789012345678901234567890,"currency":"USD"}"#, reason::BAD_AMOUNT),
             (r#"{"currency":"USD"}"#, reason::BAD_AMOUNT),
