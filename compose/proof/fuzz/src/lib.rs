@@ -1,8 +1,8 @@
 //! Everything that reads bytes from outside, given any bytes: it ends, it does not panic, and what it says of them holds.
 //!
 //! Each module is one target: a function of one input, which panics if something is broken, and answers what it has [met].
-//! `compose/proof/fuzz/run` lets libFuzzer look for inputs that reach new code; `corpus/<target>/` keeps the ones that did, as
-//! few as reach all of it. `tests/corpus.rs` is an ordinary test: it gives them to the same functions, and asks that each way of
+//! `compose/proof/fuzz/run` lets libFuzzer look for inputs that reach new code; `corpus/<target>/` is where it begins, and keeps
+//! whatever has broken something. `tests/corpus.rs` is an ordinary test: it gives them to the same functions, and asks that each way of
 //! refusing was met.
 //!
 //! - [`names`]: txids, participants, keys, hashes, gids, topics, remarks, and the shard of a key;

@@ -59,7 +59,9 @@ fn is_what_it_was(value: &Value, kind: Kind, payload: &Json, operation: &str) {
         (Value::Null, _) => assert!(source.is_null() && operation.ends_with("optional")),
         (Value::Text(text), Kind::Text) => assert!(source == text.as_str() && !text.contains('\0')),
         (Value::Text(text), Kind::Json) => assert_eq!(&serde_json::from_str::<Json>(text).expect("it is JSON"), source),
-        (Value::Integer(number), Kind::Integer) => assert_eq!(number.to_string(), source.to_string()),
+        (Value::Integer(number), Kind::Integer) => {
+            assert_eq!(Exact::read(&number.to_string()), Exact::read(&source.to_string()), "an integer");
+        }
         (Value::Integer(minor), Kind::Minor) => {
             let amount = source.get("value").unwrap_or(source);
             let scale = match (source.get("currency").or(payload.get("currency")).and_then(Json::as_str), operation) {

@@ -156,7 +156,10 @@ impl World {
             b'v' => self.vote(0, kept.raw()),
             b'w' => self.vote(1, kept.raw()),
             b'd' => self.decision(&kept),
-            b'o' => Ok(self.outcome(kept.raw())),
+            b'o' => {
+                self.outcome(kept.raw());
+                Ok(())
+            }
             b'p' => {
                 self.envelope(
                     envelope::read_prepare(kept.of_participants(), self.place.log),
@@ -259,7 +262,7 @@ impl World {
                 .filter(is_same)
                 .map(|(offset, request)| (place(*offset), request.attempt))
                 .collect();
-            let told: Vec<Outcome> = self.logs[&b'o'].iter().filter_map(|kept| decoded(kept)).collect();
+            let told: Vec<Outcome> = self.logs[&b'o'].iter().filter_map(decoded).collect();
             for txid in told.iter().map(|outcome| outcome.txid).chain(outcome.duplicate_of) {
                 match by_hand(txid, &asked, &told) {
                     Ok(attempt) => {
@@ -283,10 +286,14 @@ impl World {
             b's' => self.step(Delivery::Acknowledged),
             b'x' => self.step(Delivery::Refused),
             b'y' => self.step(Delivery::Again),
-            b'l' => Ok(self.shard.go_live(self.now, 0)),
+            b'l' => {
+                self.shard.go_live(self.now, 0);
+                Ok(())
+            }
             b't' => {
                 self.now += Duration::from_secs(60);
-                Ok(self.again())
+                self.again();
+                Ok(())
             }
             b'c' | b'm' => {
                 for participant in &self.participants {
