@@ -23,6 +23,7 @@ use rust_decimal::Decimal;
 use rust_decimal::prelude::ToPrimitive;
 use serde::Deserialize;
 use serde_json::Value as Json;
+use suture_contract::decimal;
 use suture_contract::ids::code;
 use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
@@ -152,25 +153,8 @@ impl Declared {
     }
 }
 
-/// A number by its text, all digits kept.
 fn exact(found: &Json) -> Option<Decimal> {
-    let Json::Number(number) = found else { return None };
-    let text = number.to_string();
-    Decimal::from_str_exact(&text).or_else(|_| scientific(&text)).ok()
-}
-
-/// `1.0e2` and its like. What rust_decimal would round is refused by comparing what it read.
-fn scientific(text: &str) -> Result<Decimal, rust_decimal::Error> {
-    let digits = text.split(['e', 'E']).next().unwrap_or(text).bytes().filter(u8::is_ascii_digit).count();
-    if digits > 28 {
-        return Err(rust_decimal::Error::ExceedsMaximumPossibleValue);
-    }
-    let read = Decimal::from_scientific(text)?;
-    let is_zero = !text.split(['e', 'E']).next().unwrap_or(text).bytes().any(|b| (b'1'..=b'9').contains(&b));
-    if read.is_zero() && !is_zero {
-        return Err(rust_decimal::Error::Underflow);
-    }
-    Ok(read)
+    decimal::exact(found.as_number()?)
 }
 
 fn timestamp(text: &str) -> Option<OffsetDateTime> {

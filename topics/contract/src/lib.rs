@@ -11,7 +11,8 @@
 //! - [`remark`]: who asked for a transaction again, and why, as headers for people;
 //! - [`topic_map`]: every topic, declared once;
 //! - [`partitioner`]: the shard of a key, as Kafka's Java clients compute it;
-//! - [`keys`]: keyed hashes, so that record keys and hashes say nothing about a patient.
+//! - [`keys`]: keyed hashes, so that record keys and hashes say nothing about a patient;
+//! - [`decimal`]: a payload's numbers, exactly.
 //!
 //! Left out: Kafka itself (crate `suture-topics`), and what anybody decides on reading a message.
 
@@ -19,6 +20,7 @@ pub mod ids;
 pub mod messages;
 
 pub mod codec;
+pub mod decimal;
 pub mod keys;
 pub mod partitioner;
 pub mod remark;

@@ -5,6 +5,7 @@
 
 use rust_decimal::Decimal;
 use serde_json::{Number, Value};
+use suture_contract::decimal::exact;
 
 use super::reason;
 
@@ -27,28 +28,14 @@ impl Money {
         if currency.len() != 3 || !currency.bytes().all(|b| b.is_ascii_uppercase()) {
             return Err(reason::BAD_CURRENCY);
         }
-        let (value, digits) = exact(number).ok_or(reason::BAD_AMOUNT)?;
+        let value = exact(number).ok_or(reason::BAD_AMOUNT)?;
         if value.normalize().scale() > minor_digits(currency) {
             return Err(reason::TOO_MANY_DECIMALS);
         }
+        let has_exponent = number.as_str().contains(['e', 'E']);
+        let digits = if has_exponent { number_of(value) } else { number.clone() };
         Ok(Self { value, digits, currency: currency.to_string() })
     }
-}
-
-/// A JSON number as a decimal, with its spelling; `None` if it has more digits than a decimal holds.
-fn exact(number: &Number) -> Option<(Decimal, Number)> {
-    let text = number.as_str();
-    if !text.contains(['e', 'E']) {
-        return Some((Decimal::from_str_exact(text).ok()?, number.clone()));
-    }
-    let digits = text.split(['e', 'E']).next()?;
-    // More would be rounded without a word, and so would what is too small for a decimal.
-    if digits.bytes().filter(u8::is_ascii_digit).count() > 28 {
-        return None;
-    }
-    let value = Decimal::from_scientific(text).ok()?;
-    let is_zero = !digits.bytes().any(|b| (b'1'..=b'9').contains(&b));
-    (value.is_zero() == is_zero).then(|| (value, number_of(value)))
 }
 
 /// A decimal as a JSON number, digit by digit.
