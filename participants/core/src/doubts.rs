@@ -289,6 +289,21 @@ mod tests {
         let look = doubts.look();
         doubts.found(look, vec![seen], at(1_060));
         assert_eq!(doubts.due(at(1_060), |_| true).ask[0].hash, hash(1), "a half does not replace the whole");
+        assert!(doubts.learn(&txid(1, 1), hash(1)));
+        assert!(!doubts.learn(&txid(1, 1), other), "nor does another whole");
+    }
+
+    #[test]
+    fn neighbours_and_rounds_wait_for_times_of_their_own() {
+        let waits = |shard, offset, asked| with_jitter(ASK_AFTER, &txid(shard, offset), asked);
+        let all = [waits(1, 7, 0), waits(1, 8, 0), waits(2, 7, 0), waits(1, 7, 1), waits(1, 7, 2)];
+        assert_eq!(BTreeSet::from(all).len(), all.len(), "{all:?}");
+        let mut doubts = Doubts::new(ASK_AFTER);
+        doubts.said_yes(txid(1, 7), hash(7), at(0));
+        for (now, asked) in [(100, 1), (200, 2)] {
+            assert_eq!(doubts.due(at(now), |_| true).ask.len(), 1);
+            assert_eq!(doubts.branches[&txid(1, 7)].ask_at, at(now) + waits(1, 7, asked));
+        }
     }
 
     #[test]

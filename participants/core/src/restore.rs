@@ -32,7 +32,7 @@
 //!
 //! Left out: what the ledger has. Whoever carries the plan out asks the database, in batches.
 
-use std::cmp::Ordering;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet};
 
 use suture_contract::ids::{RequestHash, Shard, Txid};
@@ -207,54 +207,21 @@ impl Plan {
         due
     }
 
-    /// The commits in the order in which they are tried.
+    /// The commits in the order in which they are tried: of a shard in that of its log, between shards in that of time.
     pub fn to_redo(&self) -> Vec<Due> {
-        let mut heads: BinaryHeap<Head<'_>> = self.commits.values().filter_map(|commits| Head::of(commits)).collect();
+        let next_of = |shard: Shard, place: usize| {
+            let commit = self.commits.get(&shard)?.get(place)?;
+            Some(Reverse((commit.time_ms, shard, place, commit.txid)))
+        };
+        let mut heads: BinaryHeap<_> = self.commits.keys().filter_map(|shard| next_of(*shard, 0)).collect();
         let mut order = Vec::with_capacity(self.prepares.len());
-        while let Some(Head { first, rest }) = heads.pop() {
-            let place = self.prepares.get(&first.txid).and_then(|(_, place)| *place);
-            order.push(Due { txid: first.txid, place });
-            heads.extend(Head::of(rest));
+        while let Some(Reverse((_, shard, place, txid))) = heads.pop() {
+            order.push(Due { txid, place: self.prepares.get(&txid).and_then(|(_, place)| *place) });
+            heads.extend(next_of(shard, place + 1));
         }
         order
     }
 }
-
-/// A shard's commits that are not in order yet. The greatest is the one that was decided first.
-struct Head<'a> {
-    first: Commit,
-    rest: &'a [Commit],
-}
-
-impl<'a> Head<'a> {
-    fn of(commits: &'a [Commit]) -> Option<Self> {
-        commits.split_first().map(|(first, rest)| Self { first: *first, rest })
-    }
-
-    fn key(&self) -> (i64, Shard) {
-        (self.first.time_ms, self.first.txid.shard)
-    }
-}
-
-impl Ord for Head<'_> {
-    fn cmp(&self, other: &Self) -> Ordering {
-        other.key().cmp(&self.key())
-    }
-}
-
-impl PartialOrd for Head<'_> {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Head<'_> {
-    fn eq(&self, other: &Self) -> bool {
-        self.key() == other.key()
-    }
-}
-
-impl Eq for Head<'_> {}
 
 /// The first of these whose prepares fit into so many bytes, at least one and at most so many; and the others.
 pub fn portion(due: &[Due], most: usize, most_bytes: usize) -> (&[Due], &[Due]) {
@@ -272,6 +239,12 @@ mod tests {
     use suture_contract::ids::Attempt;
 
     use super::*;
+
+    #[test]
+    fn a_ledger_keeps_the_beginning_of_its_name() {
+        assert_eq!((stem("0a1b"), beginning_of_next("0a1b")), ("0a1b", "0a1b-".to_string()));
+        assert_eq!((stem("0a1b-c3"), beginning_of_next("0a1b-c3")), ("0a1b", "0a1b-".to_string()));
+    }
 
     #[test]
     fn an_offset_of_this_ledger_above_its_position_tells_that_it_went_back() {
@@ -389,6 +362,8 @@ mod tests {
         assert!(!plan.asked(&prepare(txid(0, 3), 'a'), at(8), 9));
         assert!(!plan.asked(&prepare(txid(0, 3), 'a'), at(9), 9));
         assert_eq!(plan.to_redo()[0].place, Some(at(8)), "the first of its copies");
+        assert!(!plan.decided(&decision(txid(0, 5), Verdict::Commit), 5));
+        assert_eq!(plan.kept(), 2);
     }
 
     #[test]
