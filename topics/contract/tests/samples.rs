@@ -217,6 +217,16 @@ fn fields_may_come_in_any_order_and_with_escapes() {
 }
 
 #[test]
+fn a_field_twice_is_refused() {
+    let text = String::from_utf8(sample("votes", "no.json")).unwrap();
+    let Value::Object(fields) = serde_json::from_str(&text).unwrap() else { panic!() };
+    for (name, value) in fields {
+        let twice = text.replacen('{', &format!("{{{name:?}:{value},"), 1);
+        assert!(matches!(decode::<Vote>(twice.as_bytes()), Err(Unreadable::WrongFields { .. })), "{twice}");
+    }
+}
+
+#[test]
 fn no_error_says_anything_of_the_record() {
     for (name, value) in samples("broken/requests") {
         let error = decode_requests_record(&value).unwrap_err().to_string();
