@@ -85,6 +85,8 @@ struct State {
     random: ChaCha8Rng,
     luck: Luck,
     began: Instant,
+    /// How far the clocks of services are off; the brokers' is right.
+    skew_ms: i64,
     topics: BTreeMap<Arc<str>, TopicState>,
     groups: BTreeMap<String, Group>,
     hits: Vec<Hit>,
@@ -107,7 +109,15 @@ impl Cluster {
     pub fn new(seed: u64, luck: Luck) -> Self {
         let (topics, groups) = (BTreeMap::new(), BTreeMap::new());
         let random = ChaCha8Rng::seed_from_u64(seed);
-        Self(Arc::new(Mutex::new(State { random, luck, began: Instant::now(), topics, groups, hits: Vec::new() })))
+        Self(Arc::new(Mutex::new(State {
+            random,
+            luck,
+            began: Instant::now(),
+            skew_ms: 0,
+            topics,
+            groups,
+            hits: Vec::new(),
+        })))
     }
 
     /// From now on clients of this thread connect to these brokers.
@@ -127,6 +137,11 @@ impl Cluster {
     /// From now on.
     pub fn set_luck(&self, luck: Luck) {
         self.lock().luck = luck;
+    }
+
+    /// Sets the wall clock of all services.
+    pub fn jump(&self, ms: i64) {
+        self.lock().skew_ms += ms;
     }
 
     /// What went wrong so far.
@@ -253,7 +268,9 @@ impl State {
 
 /// The wall clock of the simulation of this thread, in milliseconds since 1970.
 pub fn wall_ms() -> i64 {
-    wall_ms_at(Cluster::current().lock().began)
+    let cluster = Cluster::current();
+    let state = cluster.lock();
+    wall_ms_at(state.began) + state.skew_ms
 }
 
 fn wall_ms_at(began: Instant) -> i64 {

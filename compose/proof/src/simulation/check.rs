@@ -1,15 +1,19 @@
 //! What must be, judged from outside: by a copy of all topics from before any compaction, and by counting in the databases.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use suture_contract::codec::{self, OutcomesRecord};
-use suture_contract::ids::{Participant, Shard, Txid};
-use suture_contract::messages::{Ballot, Decision, Prepare, Request, Verdict, Vote};
+use suture_contract::ids::{Participant, Shard, Txid, code};
+use suture_contract::messages::{Ballot, Decision, Outcome, Prepare, Rejection, Request, Verdict, Vote};
 use suture_contract::topic_map::{Topic, participant_group};
 use suture_participants::simulated::Count;
 use suture_participants_core::branch::State;
+use suture_topics::membership::Committed;
+use suture_topics::record::Record;
 
+use super::plan::{Ask, Trouble};
 use super::world::{World, account};
 
 /// A request that stands in the log.
@@ -33,9 +37,11 @@ pub struct Story {
     /// Each decision, with its time.
     pub decisions: Vec<(i64, Decision)>,
     /// Each outcome, with its time.
-    pub outcomes: Vec<(i64, Verdict)>,
+    pub outcomes: Vec<(i64, Outcome)>,
     /// When each prepare was appended.
     pub prepares: Vec<i64>,
+    /// When a coordinator first said that the deadline was over.
+    pub expired: Option<i64>,
 }
 
 impl World {
@@ -64,6 +70,9 @@ impl World {
                             && request.branches.iter().any(|branch| branch.participant == participant)
                     });
                     if let Some(story) = stories.get_mut(&vote.txid).filter(|_| is_theirs) {
+                        if vote.code.as_ref().is_some_and(|code| code.as_str() == code::EXPIRED) {
+                            story.expired = story.expired.into_iter().chain(record.timestamp_ms).min();
+                        }
                         story.votes.entry(participant.clone()).or_insert(vote.vote);
                     }
                 }
@@ -87,7 +96,7 @@ impl World {
                     continue;
                 };
                 if let Some(story) = stories.get_mut(&outcome.txid) {
-                    story.outcomes.push((record.timestamp_ms.unwrap_or_default(), outcome.outcome));
+                    story.outcomes.push((record.timestamp_ms.unwrap_or_default(), outcome));
                 }
             }
         }
@@ -121,8 +130,23 @@ pub fn applied(world: &World) -> Vec<Txid> {
     open.filter(is_applied).map(|asked| asked.txid).collect()
 }
 
+/// I11: how many records were rejected, each counted once.
+fn rejected(world: &World) -> usize {
+    let rejections = world
+        .each_shard()
+        .flat_map(|shard| world.cluster.history(&Topic::Rejected.name(&world.kafka.prefix), shard.partition()));
+    let origin = |record: Arc<Record>| {
+        let rejection: Rejection = codec::decode(record.value.as_deref()?).ok()?;
+        Some((rejection.origin.partition, rejection.origin.offset))
+    };
+    rejections.filter_map(origin).collect::<BTreeSet<_>>().len()
+}
+
 /// Whether everything has come to its end; else what has not.
 pub fn is_settled(world: &World) -> Result<(), String> {
+    if rejected(world) != world.poison {
+        return Err(format!("{} records are rejected, and {} are no requests", rejected(world), world.poison));
+    }
     for (txid, story) in world.stories() {
         if story.decisions.is_empty() || story.outcomes.is_empty() {
             return Err(format!(
@@ -132,17 +156,16 @@ pub fn is_settled(world: &World) -> Result<(), String> {
             ));
         }
     }
-    let decisions = Topic::Decisions.name(&world.kafka.prefix);
     for (name, database) in world.names().iter().zip(&world.databases) {
         let (group, ledger) = (participant_group(&world.kafka.prefix, name), database.ledger_id());
-        for shard in world.each_shard() {
-            let end = world.cluster.range(&decisions, shard.partition()).map_or(0, |(_, end)| end);
-            if end == 0 {
-                continue;
-            }
-            let committed = world.cluster.committed(&group, &decisions, shard.partition());
-            if !committed.as_ref().is_some_and(|committed| committed.offset >= end && committed.metadata == ledger) {
-                return Err(format!("{name} has acknowledged {committed:?} of {end} decisions of shard {shard}"));
+        for topic in [Topic::Prepare(name.clone()), Topic::Decisions].map(|topic| topic.name(&world.kafka.prefix)) {
+            for shard in world.each_shard() {
+                let end = world.cluster.range(&topic, shard.partition()).map_or(0, |(_, end)| end);
+                let committed = world.cluster.committed(&group, &topic, shard.partition());
+                let is_done = |committed: &Committed| committed.offset >= end && committed.metadata == ledger;
+                if end > 0 && !committed.as_ref().is_some_and(is_done) {
+                    return Err(format!("{name} has acknowledged {committed:?} of {end} records of {topic}/{shard}"));
+                }
             }
         }
         if let Some(txid) = database.count().in_doubt.first() {
@@ -208,10 +231,19 @@ pub fn all(world: &World) -> Vec<String> {
                 wrong.push(format!("G4: copies of the decision of {txid} are not equal"));
             }
         }
-        if story.outcomes.iter().any(|(_, outcome)| *outcome != product) {
+        if story.outcomes.iter().any(|(_, outcome)| outcome.outcome != product) {
             wrong.push(format!("I6: {txid} was told otherwise than {product:?}"));
         }
-        let Some((_, super::plan::Ask::Request { branches, key, .. })) = world.plan.asks.get(*ask) else { continue };
+        for named in story.outcomes.iter().filter_map(|(_, outcome)| outcome.duplicate_of) {
+            let of = world.asked.values().find(|other| other.txid == named);
+            let is_same = of
+                .is_some_and(|of| (&of.request.business_key, of.request.hash) == (&request.business_key, request.hash));
+            let is_committed = stories.get(&named).and_then(|story| story.decisions.first());
+            if !is_same || is_committed.is_none_or(|(_, decision)| decision.outcome == Verdict::Abort) {
+                wrong.push(format!("I11: {txid} is called a duplicate of {named}"));
+            }
+        }
+        let Some((_, Ask::Request { branches, key, .. })) = world.plan.asks.get(*ask) else { continue };
         for (place, from, amount) in branches {
             let state = counts[*place].states.get(txid);
             let is_right = match product {
@@ -255,7 +287,30 @@ pub fn all(world: &World) -> Vec<String> {
         }
     }
     wrong.extend(order(world, &stories));
+    wrong.extend(deadlines(world, &stories));
     wrong
+}
+
+/// G11: a backlog gets its full deadline. Whoever reads a request live sends its prepares at once, and they land soon unless
+/// appends get lost; so nothing expires before its deadline has passed since then. (Short ones may be ten deadlines old.)
+fn deadlines(world: &World, stories: &BTreeMap<Txid, Story>) -> Vec<String> {
+    const SOON_MS: i64 = 2_000;
+    // Who takes over an hour later ends what is old by that, and only that.
+    let is_later = |(_, trouble): &(Duration, Trouble)| matches!(trouble, Trouble::JumpClock { ms } if *ms > 0);
+    if world.plan.troubles.iter().any(is_later) {
+        return Vec::new();
+    }
+    let luck = world.plan.luck;
+    let long = |asked: &&Asked| asked.request.deadline_ms >= 8_000 && luck.lost_append == 0 && luck.late_append == 0;
+    let too_early = |asked: &Asked| {
+        let story = &stories[&asked.txid];
+        let deadline_ms = i64::try_from(asked.request.deadline_ms).unwrap_or(i64::MAX);
+        let live = story.prepares.iter().min().map(|first| first - SOON_MS);
+        let expired = story.expired?;
+        live.is_none_or(|live| expired < live + deadline_ms)
+            .then(|| format!("G11: {} expired before its deadline of {deadline_ms} ms was over", asked.txid))
+    };
+    world.asked.values().filter(long).filter_map(too_early).collect()
 }
 
 /// I14: of ordered requests of one key none is prepared before the one before it is decided.

@@ -17,6 +17,10 @@ pub struct Plan {
     pub shards: u16,
     /// How many coordinators.
     pub coordinators: usize,
+    /// Most transactions in a shard's window.
+    pub window: usize,
+    /// Most early votes of one participant that a shard holds.
+    pub held_votes: usize,
     /// The participants, and how many processes each has.
     pub participants: Vec<Seat>,
     /// What each account holds at first, the same everywhere.
@@ -64,6 +68,10 @@ pub enum Ask {
     },
     /// A cancellation of what was asked for at this place of the plan.
     Cancel(usize),
+    /// What no version of Suture reads, under this order key.
+    Poison(u32),
+    /// A request that its participants cannot read, under this order key.
+    Unreadable(u32),
 }
 
 /// Something that goes wrong. Numbers of processes count all of their kind.
@@ -85,6 +93,7 @@ pub enum Trouble {
     ResetParticipantsOffset { seat: usize, shard: u16 },
     Compact,
     Retention,
+    JumpClock { ms: i64 },
 }
 
 const NAMES: [&str; 3] = ["hospital", "insurer", "surgeon-log"];
@@ -125,6 +134,8 @@ impl Plan {
             seed,
             shards,
             coordinators,
+            window: [3, 10, 50_000, 50_000][draw.index(4)],
+            held_votes: [1, 3, 10_000, 10_000][draw.index(4)],
             participants,
             accounts,
             asks: Vec::new(),
@@ -161,6 +172,11 @@ impl Plan {
                 self.asks.push((at, Ask::Cancel(draw.index(self.asks.len()))));
                 continue;
             }
+            if draw.below(20) == 0 {
+                let line = draw.below(lines) as u32;
+                self.asks.push((at, if draw.below(2) == 0 { Ask::Poison(line) } else { Ask::Unreadable(line) }));
+                continue;
+            }
             let key = draw.below(keys) as u32;
             // Mostly the next attempt, sometimes one that was there: delivered twice.
             let attempt = match draw.below(10) {
@@ -190,7 +206,7 @@ impl Plan {
             let away = draw.ms(100, 12_000);
             let (seat, shard) = (draw.index(self.participants.len()), draw.below(self.shards.into()) as u16);
             let (coordinator, participant) = (draw.index(self.coordinators), draw.index(processes));
-            let trouble = match draw.below(20) {
+            let trouble = match draw.below(21) {
                 0 | 1 => Trouble::KillCoordinator { process: coordinator, away },
                 2 => Trouble::StopCoordinator { process: coordinator, away },
                 3 => Trouble::StallCoordinator { process: coordinator, time: away },
@@ -208,6 +224,7 @@ impl Plan {
                     _ => Trouble::ResetParticipantsOffset { seat, shard },
                 },
                 16 => Trouble::Compact,
+                20 => Trouble::JumpClock { ms: [-3_600_000, 3_600_000][draw.index(2)] },
                 _ => Trouble::Retention,
             };
             self.troubles.push((at, trouble));

@@ -71,6 +71,8 @@ pub struct World {
     pub struck: Vec<Struck>,
     /// When each transaction was applied everywhere, as far as somebody looked.
     pub applied: BTreeMap<Txid, Duration>,
+    /// How many records were no requests.
+    pub poison: usize,
     /// What processes said that ended by themselves, before the end.
     pub said: Vec<String>,
     fates: Arc<Mutex<Vec<Struck>>>,
@@ -125,11 +127,12 @@ impl World {
             SimulatedDatabase::new(accounts.clone(), plan.database_luck, Box::new(chance))
         };
         let databases: Vec<SimulatedDatabase> = plan.participants.iter().enumerate().map(database).collect();
+        let settings = coordinator_settings(&plan);
         let coordinators = (0..plan.coordinators)
             .map(|number| {
-                let kafka = kafka.clone();
+                let (kafka, settings) = (kafka.clone(), settings.clone());
                 let start = move |stop| -> Service {
-                    let (kafka, settings) = (kafka.clone(), coordinator_settings());
+                    let (kafka, settings) = (kafka.clone(), settings.clone());
                     Box::pin(async move {
                         suture_coordinator::service::run(kafka, settings, stop).await.map_err(|e| e.to_string())
                     })
@@ -167,6 +170,7 @@ impl World {
             participants,
             asked: BTreeMap::new(),
             struck: Vec::new(),
+            poison: 0,
             said: Vec::new(),
             applied: BTreeMap::new(),
             fates,
@@ -256,28 +260,28 @@ impl World {
         let requests = Topic::Requests.name(&self.kafka.prefix);
         match ask {
             Ask::Request { key, attempt, line, ordered, deadline, branches } => {
-                let order_key = format!("patient-{line}");
-                let shard = shard_of(order_key.as_bytes(), self.plan.shards);
                 let branch = |(participant, account, amount): &(usize, usize, i64)| Branch {
                     participant: self.plan.participants[*participant].name.parse().expect("a participant's name"),
                     operation: "spend".to_string(),
                     payload: payload(*account, *amount, *key),
                 };
                 let branches: Vec<Branch> = branches.iter().map(branch).collect();
-                let request = Request {
-                    business_key: token(*key).parse().expect("a business key"),
-                    attempt: Attempt::new(*attempt).expect("from 1"),
-                    rule: "simulated".to_string(),
-                    source: None,
-                    deadline_ms: deadline.as_millis() as u64,
-                    ordered: *ordered,
-                    hash: hash_of(&branches),
-                    branches,
+                self.request(place, &token(*key), *attempt, *line, *ordered, *deadline, branches);
+            }
+            Ask::Poison(line) => {
+                let order_key = format!("patient-{line}");
+                let shard = shard_of(order_key.as_bytes(), self.plan.shards);
+                self.cluster.append(&requests, shard.partition(), order_key.as_bytes(), Some(b"{\"type\":\"request\""));
+                self.poison += 1;
+            }
+            Ask::Unreadable(line) => {
+                let branch = |seat: &Seat| Branch {
+                    participant: seat.name.parse().expect("a participant's name"),
+                    operation: "spend".to_string(),
+                    payload: RawValue::from_string("[1e400]".to_string()).expect("this is JSON"),
                 };
-                let value = encode(&request);
-                let offset = self.cluster.append(&requests, shard.partition(), order_key.as_bytes(), Some(&value));
-                let txid = Txid { log: self.letters, shard, offset: offset.expect("the topic was created") };
-                self.asked.insert(place, Asked { txid, request, order_key, at: self.began.elapsed() });
+                let branches: Vec<Branch> = self.plan.participants.iter().map(branch).collect();
+                self.request(place, &format!("unreadable-{place}"), 1, *line, false, Duration::from_secs(30), branches);
             }
             Ask::Cancel(of) => {
                 let Some(Asked { txid, order_key, .. }) = self.asked.get(of) else { return };
@@ -285,6 +289,35 @@ impl World {
                 self.cluster.append(&requests, txid.shard.partition(), order_key.as_bytes(), Some(&encode(&cancel)));
             }
         }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a request has this many parts")]
+    fn request(
+        &mut self,
+        place: usize,
+        business_key: &str,
+        attempt: u32,
+        line: u32,
+        ordered: bool,
+        deadline: Duration,
+        branches: Vec<Branch>,
+    ) {
+        let order_key = format!("patient-{line}");
+        let shard = shard_of(order_key.as_bytes(), self.plan.shards);
+        let request = Request {
+            business_key: business_key.parse().expect("a business key"),
+            attempt: Attempt::new(attempt).expect("from 1"),
+            rule: "simulated".to_string(),
+            source: None,
+            deadline_ms: deadline.as_millis() as u64,
+            ordered,
+            hash: hash_of(&branches),
+            branches,
+        };
+        let (requests, value) = (Topic::Requests.name(&self.kafka.prefix), encode(&request));
+        let offset = self.cluster.append(&requests, shard.partition(), order_key.as_bytes(), Some(&value));
+        let txid = Txid { log: self.letters, shard, offset: offset.expect("the topic was created") };
+        self.asked.insert(place, Asked { txid, request, order_key, at: self.began.elapsed() });
     }
 
     fn strike(&mut self, kind: &'static str, shard: Option<u16>, seat: Option<usize>) {
@@ -357,6 +390,10 @@ impl World {
                 let of_seat = self.participants.iter_mut().filter(|(of, _)| *of == seat);
                 of_seat.for_each(|(_, process)| process.kill(EMPTY + LOOK * 4));
                 self.with_offsets.push((Instant::now() + EMPTY, trouble.clone()));
+            }
+            Trouble::JumpClock { ms } => {
+                self.cluster.jump(ms);
+                self.strike("jump_clock", None, None);
             }
             Trouble::Compact => {
                 (0..self.plan.shards).for_each(|shard| self.cluster.compact(&decisions, shard.into()));
@@ -442,8 +479,9 @@ pub fn run(plan: Plan) -> (World, Vec<String>) {
     })
 }
 
-fn coordinator_settings() -> CoordinatorSettings {
-    let mut settings = CoordinatorSettings::default();
+fn coordinator_settings(plan: &Plan) -> CoordinatorSettings {
+    let (window, held_votes) = (plan.window, plan.held_votes);
+    let mut settings = CoordinatorSettings { window, held_votes, ..CoordinatorSettings::default() };
     settings.cleanup.interval_s = 7;
     settings.cleanup.keep_s = 0;
     settings.summary_interval_s = 3_600;
