@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use tracing_subscriber::EnvFilter;
 
 use super::plan::Plan;
+use super::shrink::shrink;
 use super::{Ran, run};
 use crate::clock;
 
@@ -18,6 +19,8 @@ const TWICE_EVERY: u64 = 100;
 /// Of so many seeds it is demanded that each kind of fault has met [`FEWEST_HITS`] open transactions.
 const MANY: u64 = 20_000;
 const FEWEST_HITS: u64 = 1_000;
+/// So many broken seeds are told in short.
+const TOLD_SHORT: u64 = 3;
 /// How often it is said how far it is.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
@@ -27,6 +30,9 @@ pub struct Args {
     /// Only this one: its plan, and what the services log (RUST_LOG).
     #[arg(long)]
     seed: Option<u64>,
+    /// Leaves these parts of its plan out.
+    #[arg(long, requires = "seed", value_delimiter = ',')]
+    without: Vec<String>,
     /// How many.
     #[arg(long, default_value_t = MANY)]
     seeds: u64,
@@ -36,6 +42,9 @@ pub struct Args {
     /// The first.
     #[arg(long, default_value_t = 1)]
     from: u64,
+    /// Only up to one that is broken.
+    #[arg(long)]
+    until_broken: bool,
 }
 
 #[derive(Default)]
@@ -53,18 +62,18 @@ struct Sum {
 /// Runs the command.
 pub fn simulate(args: &Args) -> ExitCode {
     if let Some(seed) = args.seed {
-        return tell(seed);
+        return tell(Plan::of(seed).without(args.without.iter().map(String::as_str)));
     }
     let (from, seeds) = if args.full { (args.from + MANY, 1_000_000) } else { (args.from, args.seeds) };
     let (start, next, sum) = (clock::now(), AtomicU64::new(from), Mutex::new(Sum::default()));
     let work = || {
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= from + seeds {
+            if seed >= from + seeds || args.until_broken && sum.lock().expect("nobody has panicked").broken > 0 {
                 return;
             }
-            let ran = run(seed);
-            let again = (seed % TWICE_EVERY == 0).then(|| run(seed).digest);
+            let ran = run(Plan::of(seed));
+            let again = (seed % TWICE_EVERY == 0).then(|| run(Plan::of(seed)).digest);
             let mut sum = sum.lock().expect("nobody has panicked");
             sum.take_in(seed, ran, again);
             if start.elapsed() >= sum.told + TELL_EVERY {
@@ -105,10 +114,13 @@ impl Sum {
         if again.is_some_and(|again| again != ran.digest) {
             wrong.push("run twice, it has two digests".to_string());
         }
-        if !wrong.is_empty() {
-            println!("BROKEN: seed {seed} (compose/proof/simulate --seed {seed}):");
+        if let Some(first) = wrong.first() {
+            println!("BROKEN: seed {seed}");
             wrong.iter().take(5).for_each(|wrong| println!("  {wrong}"));
             self.broken += 1;
+            if self.broken <= TOLD_SHORT {
+                tell_short(seed, first);
+            }
         }
         self.seeds += 1;
         self.committed += ran.committed;
@@ -120,12 +132,19 @@ impl Sum {
     }
 }
 
-/// One seed, with everything that can be seen of it.
-fn tell(seed: u64) -> ExitCode {
+/// What remains of a broken run when everything is left out that it does not need, and the command that repeats it.
+fn tell_short(seed: u64, broken: &str) {
+    let plan = shrink(Plan::of(seed), broken);
+    let left_out: Vec<&str> = plan.left_out.iter().map(String::as_str).collect();
+    plan.story().iter().for_each(|line| println!("    {line}"));
+    println!("  again: compose/proof/simulate --seed {seed} --without {}", left_out.join(","));
+}
+
+/// One run, with everything that can be seen of it.
+fn tell(plan: Plan) -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(EnvFilter::from_default_env()).with_writer(std::io::stderr).init();
-    println!("{:#?}", Plan::of(seed));
-    let ran = run(seed);
-    ran.said.iter().for_each(|said| println!("a process ended by itself: {said}"));
+    plan.story().iter().for_each(|line| println!("{line}"));
+    let ran = run(plan);
     ran.wrong.iter().for_each(|wrong| println!("BROKEN: {wrong}"));
     println!("{} committed, {} aborted, digest {}", ran.committed, ran.aborted, ran.digest);
     if ran.wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

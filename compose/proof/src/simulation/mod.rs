@@ -5,6 +5,7 @@ mod check;
 mod command;
 mod plan;
 mod processes;
+mod shrink;
 mod world;
 
 use std::collections::BTreeMap;
@@ -31,13 +32,11 @@ struct Ran {
     pub aborted: u64,
     /// How often each kind of fault met an open transaction.
     pub hits: BTreeMap<&'static str, u64>,
-    /// What processes said that ended by themselves.
-    pub said: Vec<String>,
 }
 
-/// Runs a seed.
-fn run(seed: u64) -> Ran {
-    let (world, wrong) = world::run(Plan::of(seed));
+/// Runs a plan.
+fn run(plan: Plan) -> Ran {
+    let (world, wrong) = world::run(plan);
     let stories = world.stories();
     let verdicts: Vec<Verdict> =
         stories.values().filter_map(|story| Some(story.decisions.first()?.1.outcome)).collect();
@@ -48,7 +47,6 @@ fn run(seed: u64) -> Ran {
         committed,
         aborted: verdicts.len() as u64 - committed,
         hits: hits(&world, &stories),
-        said: world.said,
     }
 }
 

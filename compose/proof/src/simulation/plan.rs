@@ -1,6 +1,7 @@
 //! What a seed plans: who is there, what is asked for, and what goes wrong. All of it is drawn before anything runs, so that a
 //! story can be shortened by leaving parts of its plan out.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use rand_chacha::ChaCha8Rng;
@@ -35,6 +36,8 @@ pub struct Plan {
     pub database_luck: DatabaseLuck,
     /// When all troubles end.
     pub heals: Duration,
+    /// Names of parts that are left out.
+    pub left_out: BTreeSet<String>,
 }
 
 /// A participant.
@@ -156,10 +159,105 @@ impl Plan {
                 slow: draw.rate(40),
             },
             heals: length,
+            left_out: BTreeSet::new(),
         };
         plan.draw_asks(&mut draw, length);
         plan.draw_troubles(&mut draw, length);
         plan
+    }
+
+    /// The names of all parts that can be left out: each ask, each trouble, each kind of bad luck that there is.
+    pub fn parts(&self) -> Vec<String> {
+        let asks = (0..self.asks.len()).map(|place| format!("a{place}"));
+        let troubles = (0..self.troubles.len()).map(|place| format!("t{place}"));
+        let lucks = self.lucks().into_iter().filter(|(_, rate)| **rate > 0).map(|(name, _)| name.to_string());
+        lucks.chain(troubles).chain(asks).filter(|name| !self.left_out.contains(name)).collect()
+    }
+
+    /// The same without these parts, and with the same chance for all others.
+    pub fn without<'a>(&self, parts: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut plan = self.clone();
+        plan.left_out.extend(parts.into_iter().map(str::to_string));
+        for (name, _) in self.lucks() {
+            if plan.left_out.contains(name) {
+                *plan.luck_mut(name) = 0;
+            }
+        }
+        plan
+    }
+
+    fn lucks(&self) -> Vec<(&'static str, &u16)> {
+        let (kafka, database) = (&self.luck, &self.database_luck);
+        vec![
+            ("lost_answer", &kafka.lost_answer),
+            ("lost_append", &kafka.lost_append),
+            ("late_append", &kafka.late_append),
+            ("stale_end", &kafka.stale_end),
+            ("slow_fetch", &kafka.slow_fetch),
+            ("lost_commit_answer", &kafka.lost_commit_answer),
+            ("late_commit", &kafka.late_commit),
+            ("lost_database_answer", &database.lost_answer),
+            ("no_answer", &database.no_answer),
+            ("empty_ok", &database.empty_ok),
+            ("slow", &database.slow),
+        ]
+    }
+
+    fn luck_mut(&mut self, name: &str) -> &mut u16 {
+        let (kafka, database) = (&mut self.luck, &mut self.database_luck);
+        match name {
+            "lost_answer" => &mut kafka.lost_answer,
+            "lost_append" => &mut kafka.lost_append,
+            "late_append" => &mut kafka.late_append,
+            "stale_end" => &mut kafka.stale_end,
+            "slow_fetch" => &mut kafka.slow_fetch,
+            "lost_commit_answer" => &mut kafka.lost_commit_answer,
+            "late_commit" => &mut kafka.late_commit,
+            "lost_database_answer" => &mut database.lost_answer,
+            "no_answer" => &mut database.no_answer,
+            "empty_ok" => &mut database.empty_ok,
+            _ => &mut database.slow,
+        }
+    }
+
+    /// What happens when, of what is not left out; a line each.
+    pub fn story(&self) -> Vec<String> {
+        let mut lines: Vec<(Duration, String)> = Vec::new();
+        for (place, (at, ask)) in self.asks.iter().enumerate() {
+            lines.push((*at, format!("a{place}: {ask:?}")));
+        }
+        for (place, (at, trouble)) in self.troubles.iter().enumerate() {
+            lines.push((*at, format!("t{place}: {trouble:?}")));
+        }
+        let is_told = |line: &str| line.split(':').next().is_some_and(|name| !self.left_out.contains(name));
+        lines.retain(|(_, line)| is_told(line));
+        lines.sort_by_key(|(at, _)| *at);
+        let seats: Vec<String> = self
+            .participants
+            .iter()
+            .map(|seat| format!("{} ({}, {})", seat.name, if seat.is_xa { "xa" } else { "reserve" }, seat.processes))
+            .collect();
+        let lucks: Vec<String> = self
+            .lucks()
+            .iter()
+            .filter(|(_, rate)| **rate > 0)
+            .map(|(name, rate)| format!("{name} {rate}/1000"))
+            .collect();
+        let mut story = vec![
+            format!(
+                "{} shards, {} coordinators, window {}, {} early votes, {}; accounts {:?}",
+                self.shards,
+                self.coordinators,
+                self.window,
+                self.held_votes,
+                seats.join(", "),
+                self.accounts
+            ),
+            format!("bad luck: {}", if lucks.is_empty() { "none".to_string() } else { lucks.join(", ") }),
+        ];
+        story.extend(lines.into_iter().map(|(at, line)| format!("{:>9.3} s  {line}", at.as_secs_f64())));
+        story.push(format!("{:>9.3} s  everything works again", self.heals.as_secs_f64()));
+        story
     }
 
     fn draw_asks(&mut self, draw: &mut Draw, length: Duration) {

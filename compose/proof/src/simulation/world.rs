@@ -73,8 +73,6 @@ pub struct World {
     pub applied: BTreeMap<Txid, Duration>,
     /// How many records were no requests.
     pub poison: usize,
-    /// What processes said that ended by themselves, before the end.
-    pub said: Vec<String>,
     fates: Arc<Mutex<Vec<Struck>>>,
     began: Instant,
     /// What is done with the offsets of a group once it is empty.
@@ -171,7 +169,6 @@ impl World {
             asked: BTreeMap::new(),
             struck: Vec::new(),
             poison: 0,
-            said: Vec::new(),
             applied: BTreeMap::new(),
             fates,
             began,
@@ -188,7 +185,16 @@ impl World {
         }
         let mut events: Vec<(Duration, Event)> =
             self.plan.asks.iter().enumerate().map(|(place, (at, ask))| (*at, Event::Ask(place, ask.clone()))).collect();
-        events.extend(self.plan.troubles.iter().map(|(at, trouble)| (*at, Event::Trouble(trouble.clone()))));
+        let troubles = self.plan.troubles.iter().enumerate();
+        events.extend(
+            troubles
+                .filter(|(place, _)| !self.plan.left_out.contains(&format!("t{place}")))
+                .map(|(_, (at, trouble))| (*at, Event::Trouble(trouble.clone()))),
+        );
+        events.retain(|(_, event)| match event {
+            Event::Ask(place, _) => !self.plan.left_out.contains(&format!("a{place}")),
+            Event::Trouble(_) => true,
+        });
         events.sort_by_key(|(at, _)| *at);
         let mut wrong = Vec::new();
         for (at, event) in events {
@@ -212,15 +218,12 @@ impl World {
             self.until(Instant::now() + Duration::from_millis(500)).await;
         }
         let processes = self.coordinators.iter_mut().chain(self.participants.iter_mut().map(|(_, process)| process));
-        let mut said = Vec::new();
         for process in processes {
             if let Err(said) = process.end().await {
                 wrong.push(format!("{} ended: {said}", process.name));
             }
-            wrong.extend(process.said.iter().filter(|said| said.starts_with("PANIC")).cloned());
-            said.append(&mut process.said);
+            wrong.extend(process.said.iter().map(|said| format!("{} ended by itself: {said}", process.name)));
         }
-        self.said = said;
         self.struck.append(&mut self.fates.lock().unwrap_or_else(PoisonError::into_inner));
         self.struck.extend(self.cluster.hits().into_iter().map(|hit| {
             let txid =
