@@ -29,6 +29,13 @@ pub struct Asked {
     pub at: Duration,
 }
 
+impl Asked {
+    /// How long its participants have.
+    pub fn deadline(&self) -> Duration {
+        Duration::from_millis(self.request.deadline_ms)
+    }
+}
+
 /// What the logs say of one transaction.
 #[derive(Debug, Default, Clone)]
 pub struct Story {
@@ -40,6 +47,8 @@ pub struct Story {
     pub outcomes: Vec<(i64, Outcome)>,
     /// When each prepare was appended.
     pub prepares: Vec<i64>,
+    /// When the first vote that counts was appended.
+    pub voted: Option<i64>,
     /// When a coordinator first said that the deadline was over.
     pub expired: Option<i64>,
 }
@@ -73,6 +82,7 @@ impl World {
                         if vote.code.as_ref().is_some_and(|code| code.as_str() == code::EXPIRED) {
                             story.expired = story.expired.into_iter().chain(record.timestamp_ms).min();
                         }
+                        story.voted = story.voted.into_iter().chain(record.timestamp_ms).min();
                         story.votes.entry(participant.clone()).or_insert(vote.vote);
                     }
                 }
@@ -142,8 +152,8 @@ fn rejected(world: &World) -> usize {
     rejections.filter_map(origin).collect::<BTreeSet<_>>().len()
 }
 
-/// Whether everything has come to its end; else what has not.
-pub fn is_settled(world: &World) -> Result<(), String> {
+/// Whether everything is rejected, or decided and told; else what is not.
+pub fn is_decided(world: &World) -> Result<(), String> {
     if rejected(world) != world.poison {
         return Err(format!("{} records are rejected, and {} are no requests", rejected(world), world.poison));
     }
@@ -156,6 +166,12 @@ pub fn is_settled(world: &World) -> Result<(), String> {
             ));
         }
     }
+    Ok(())
+}
+
+/// Whether everything has come to its end; else what has not.
+pub fn is_settled(world: &World) -> Result<(), String> {
+    is_decided(world)?;
     for (name, database) in world.names().iter().zip(&world.databases) {
         let (group, ledger) = (participant_group(&world.kafka.prefix, name), database.ledger_id());
         for topic in [Topic::Prepare(name.clone()), Topic::Decisions].map(|topic| topic.name(&world.kafka.prefix)) {
@@ -295,11 +311,9 @@ pub fn all(world: &World) -> Vec<String> {
 /// appends get lost; so nothing expires before its deadline has passed since then. (Short ones may be ten deadlines old.)
 fn deadlines(world: &World, stories: &BTreeMap<Txid, Story>) -> Vec<String> {
     const SOON_MS: i64 = 2_000;
-    // Who takes over an hour later ends what is old by that, and only that.
+    // Who takes over when it is an hour later by the wall clock ends what has votes, and only that.
     let is_later = |(_, trouble): &(Duration, Trouble)| matches!(trouble, Trouble::JumpClock { ms } if *ms > 0);
-    if world.plan.troubles.iter().any(is_later) {
-        return Vec::new();
-    }
+    let is_later = world.plan.troubles.iter().any(is_later);
     let luck = world.plan.luck;
     let long = |asked: &&Asked| asked.request.deadline_ms >= 8_000 && luck.lost_append == 0 && luck.late_append == 0;
     let too_early = |asked: &Asked| {
@@ -307,6 +321,9 @@ fn deadlines(world: &World, stories: &BTreeMap<Txid, Story>) -> Vec<String> {
         let deadline_ms = i64::try_from(asked.request.deadline_ms).unwrap_or(i64::MAX);
         let live = story.prepares.iter().min().map(|first| first - SOON_MS);
         let expired = story.expired?;
+        if is_later && story.voted.is_some_and(|voted| voted < expired) {
+            return None;
+        }
         live.is_none_or(|live| expired < live + deadline_ms)
             .then(|| format!("G11: {} expired before its deadline of {deadline_ms} ms was over", asked.txid))
     };

@@ -97,6 +97,7 @@ pub enum Trouble {
     Compact,
     Retention,
     JumpClock { ms: i64 },
+    StayAway { seat: usize },
 }
 
 const NAMES: [&str; 3] = ["hospital", "insurer", "surgeon-log"];
@@ -326,6 +327,10 @@ impl Plan {
                 _ => Trouble::Retention,
             };
             self.troubles.push((at, trouble));
+        }
+        if draw.below(8) == 0 {
+            let seat = draw.index(self.participants.len());
+            self.troubles.push((draw.ms(0, length.as_millis() as u64), Trouble::StayAway { seat }));
         }
     }
 }

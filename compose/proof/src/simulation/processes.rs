@@ -36,6 +36,8 @@ pub struct Process {
     running: Option<Running>,
     /// When it is started again; none while it runs.
     starts_at: Option<Instant>,
+    /// Nobody starts it until it comes back.
+    is_away: bool,
     /// What it said when it ended by itself.
     pub said: Vec<String>,
 }
@@ -49,7 +51,7 @@ struct Running {
 impl Process {
     /// Not started yet.
     pub fn new(name: String, start: Start) -> Self {
-        Self { name, start, running: None, starts_at: Some(Instant::now()), said: Vec::new() }
+        Self { name, start, running: None, starts_at: Some(Instant::now()), is_away: false, said: Vec::new() }
     }
 
     /// Ends it at once.
@@ -58,6 +60,23 @@ impl Process {
             let _ = running.orders.send(Order::Kill);
             self.starts_at = Some(Instant::now() + away);
         }
+    }
+
+    /// Ends it at once, and for as long as it does not come back.
+    pub fn leave(&mut self) {
+        self.kill(Duration::ZERO);
+        self.is_away = true;
+    }
+
+    /// Whether it has left.
+    pub fn is_away(&self) -> bool {
+        self.is_away
+    }
+
+    /// Starts it now, if it does not run.
+    pub fn come_back(&mut self) {
+        self.is_away = false;
+        self.hurry();
     }
 
     /// Lets nothing of it happen for a while.
@@ -87,7 +106,7 @@ impl Process {
             }
             self.starts_at.get_or_insert(Instant::now() + Duration::from_secs(1));
         }
-        if self.running.is_none() && self.starts_at.is_some_and(|at| at <= Instant::now()) {
+        if self.running.is_none() && !self.is_away && self.starts_at.is_some_and(|at| at <= Instant::now()) {
             self.starts_at = None;
             let (shutdown, stop) = watch::channel(false);
             let (orders, received) = mpsc::unbounded_channel();
@@ -96,7 +115,7 @@ impl Process {
         }
     }
 
-    /// Starts it now, if it does not run.
+    /// Starts it now, if it does not run and is not away.
     pub fn hurry(&mut self) {
         if let Some(at) = &mut self.starts_at {
             *at = (*at).min(Instant::now());

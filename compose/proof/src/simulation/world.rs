@@ -209,14 +209,12 @@ impl World {
         }
         self.until(self.began + self.plan.heals).await;
         self.heal();
-        let deadline = Instant::now() + SETTLES_WITHIN;
-        while let Err(left) = check::is_settled(self) {
-            if Instant::now() > deadline {
-                wrong.push(format!("not settled after {} s: {left}", SETTLES_WITHIN.as_secs()));
-                break;
-            }
-            self.until(Instant::now() + Duration::from_millis(500)).await;
-        }
+        // Whoever is away keeps nobody waiting for longer than the deadlines, of ordered ones one after the other.
+        let is_away = self.participants.iter().any(|(_, process)| process.is_away());
+        let deadlines = if is_away { self.asked.values().map(Asked::deadline).sum() } else { Duration::ZERO };
+        wrong.extend(self.come_to("not decided", check::is_decided, SETTLES_WITHIN + deadlines).await);
+        self.participants.iter_mut().for_each(|(_, process)| process.come_back());
+        wrong.extend(self.come_to("not settled", check::is_settled, SETTLES_WITHIN).await);
         let processes = self.coordinators.iter_mut().chain(self.participants.iter_mut().map(|(_, process)| process));
         for process in processes {
             if let Err(said) = process.end().await {
@@ -232,6 +230,23 @@ impl World {
         }));
         wrong.extend(check::all(self));
         wrong
+    }
+
+    /// Waits until something is so. Answers what is left to do if that takes too long.
+    async fn come_to(
+        &mut self,
+        what: &str,
+        is_so: fn(&Self) -> Result<(), String>,
+        within: Duration,
+    ) -> Option<String> {
+        let deadline = Instant::now() + within;
+        while let Err(left) = is_so(self) {
+            if Instant::now() > deadline {
+                return Some(format!("{what} after {} s: {left}", within.as_secs()));
+            }
+            self.until(Instant::now() + Duration::from_millis(500)).await;
+        }
+        None
     }
 
     /// Lets things happen, and supervises the processes.
@@ -393,6 +408,11 @@ impl World {
                 let of_seat = self.participants.iter_mut().filter(|(of, _)| *of == seat);
                 of_seat.for_each(|(_, process)| process.kill(EMPTY + LOOK * 4));
                 self.with_offsets.push((Instant::now() + EMPTY, trouble.clone()));
+            }
+            Trouble::StayAway { seat } => {
+                let of_seat = self.participants.iter_mut().filter(|(of, _)| *of == seat);
+                of_seat.for_each(|(_, process)| process.leave());
+                self.strike("stay_away", None, Some(seat));
             }
             Trouble::JumpClock { ms } => {
                 self.cluster.jump(ms);
