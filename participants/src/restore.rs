@@ -36,7 +36,7 @@ use suture_contract::messages::{Decision, Prepare};
 use suture_contract::topic_map::participant_group;
 use suture_participants_core::branch::Answer;
 use suture_participants_core::envelope::Read;
-use suture_participants_core::restore::{Due, Place, Plan, portion, went_back};
+use suture_participants_core::restore::{Due, Place, Plan, is_void, portion, went_back};
 use suture_topics::acks::GroupOffsets;
 use suture_topics::blocking;
 use suture_topics::failure::KafkaFailure;
@@ -46,7 +46,7 @@ use suture_topics::record::Record;
 use suture_topics::scan::{ScanFailure, Scanner};
 use suture_topics::settings::KafkaSettings;
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use crate::envelope::{read_decision, read_prepare};
 use crate::incidents::{self, skipped};
@@ -72,9 +72,9 @@ const REDO_BATCH: usize = 128;
 const PORTION: usize = 2_000;
 const PORTION_BYTES: usize = 32 << 20;
 
-/// While somebody else's lock is in the way of what is prepared again, so many rounds in a row may help nobody, and the pause
-/// between two of them.
-const ROUNDS_IN_VAIN: u32 = 30;
+/// While somebody else's lock is in the way of what is prepared again, rounds may help nobody for so long, and the pause between two
+/// of them. By time and not by number: each that waits for a lock makes its round longer.
+const PATIENCE: Duration = Duration::from_secs(30);
 const BETWEEN_ROUNDS: Duration = Duration::from_secs(1);
 
 /// Brings the database back, if it went back.
@@ -88,11 +88,16 @@ pub(crate) async fn bring_back<R: Resource>(
 ) -> Result<(), ServiceError> {
     let group = participant_group(&kafka.prefix, participant);
     let logs = look(kafka, &group, resource, names, letters).await?;
-    if until_answered(|| resource.is_restoring()).await {
-        tracing::warn!(%participant, ledger = resource.ledger_id(), "the database went back: bringing it back was cut off, and begins anew");
-    } else {
-        let ledger = resource.ledger_id();
-        let Some(log) = logs.iter().find(|log| log.went_back(&ledger)) else { return Ok(()) };
+    let (ledger, is_marked) = (resource.ledger_id(), until_answered(|| resource.is_restoring()).await);
+    let tells = |log: &&Log| if is_marked { log.is_void(&ledger) } else { log.went_back(&ledger) };
+    let log = logs.iter().find(tells);
+    if log.is_none() && !is_marked {
+        return Ok(());
+    }
+    if is_marked {
+        tracing::warn!(%participant, ledger, "the database is marked: bringing it back was cut off, or is asked for by hand, and begins anew");
+    }
+    if let Some(log) = log {
         tracing::warn!(
             %participant, ledger, topic = log.topic, shard = %log.shard, position = log.own,
             acknowledged = log.committed.as_ref().map(|committed| committed.offset),
@@ -138,6 +143,11 @@ impl Log {
     fn went_back(&self, ledger: &str) -> bool {
         let went_back = |committed: &Committed| went_back(ledger, self.own, committed.offset, &committed.metadata);
         self.committed.as_ref().is_some_and(went_back)
+    }
+
+    fn is_void(&self, ledger: &str) -> bool {
+        let is_void = |committed: &Committed| is_void(ledger, self.own, committed.offset, &committed.metadata);
+        self.committed.as_ref().is_some_and(is_void)
     }
 
     /// The log reached here once.
@@ -520,18 +530,18 @@ impl<R: Resource> Restore<'_, R> {
         let mut due = self.plan.to_prepare(acknowledged);
         let all = due.len();
         let mut why = HashMap::new();
-        let mut in_vain = 0;
+        let mut stuck: Option<Instant> = None;
         loop {
             let before = due.len();
             due = self.round_of_prepares(&due, &mut why).await?;
-            in_vain = if due.len() < before { 0 } else { in_vain + 1 };
+            stuck = if due.len() < before { None } else { stuck.or_else(|| Some(Instant::now())) };
             // What never said yes may wait for those that are in doubt here, and they do not go.
             let said_yes = due.iter().filter(|due| due.is_below(acknowledged));
             let is_blocked = said_yes.filter_map(|due| why.get(&due.txid)).any(is_busy);
-            if due.is_empty() || in_vain >= if is_blocked { ROUNDS_IN_VAIN } else { 1 } {
+            if due.is_empty() || stuck.is_some_and(|since| !is_blocked || since.elapsed() >= PATIENCE) {
                 break;
             }
-            if in_vain > 0 {
+            if stuck.is_some() {
                 sleep(BETWEEN_ROUNDS).await;
             }
         }

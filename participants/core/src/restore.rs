@@ -54,6 +54,12 @@ pub fn went_back(ledger: &str, own: Option<u64>, committed: u64, metadata: &str)
     !metadata.is_empty() && stem(metadata) == stem(ledger) && committed > own.unwrap_or(0)
 }
 
+/// Whether an offset is acknowledged under this very name and lies above what the ledger has: it must take another name, also if it is
+/// being brought back already, because somebody has said so.
+pub fn is_void(ledger: &str, own: Option<u64>, committed: u64, metadata: &str) -> bool {
+    metadata == ledger && went_back(ledger, own, committed, metadata)
+}
+
 /// What the ledger has of a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs)]
@@ -262,6 +268,20 @@ mod tests {
         ];
         for (what, ledger, own, committed, metadata, expected) in cases {
             assert_eq!(went_back(ledger, own, committed, metadata), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_ledger_that_is_brought_back_takes_another_name_if_it_had_acknowledged_more_under_this_one() {
+        let cases = [
+            ("somebody has said that it is to be brought back", "0a1b", Some(5), 6, "0a1b", true),
+            ("so it has been once before", "0a1b-c3", Some(5), 6, "0a1b-c3", true),
+            ("it missed nothing", "0a1b", Some(5), 5, "0a1b", false),
+            ("it was cut off, and has its new name", "0a1b-c3", Some(5), 6, "0a1b", false),
+            ("reset by hand: no name", "0a1b", Some(5), 6, "", false),
+        ];
+        for (what, ledger, own, committed, metadata, expected) in cases {
+            assert_eq!(is_void(ledger, own, committed, metadata), expected, "{what}");
         }
     }
 
