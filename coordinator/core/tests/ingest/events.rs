@@ -150,6 +150,20 @@ fn what_is_not_readable_is_rejected_as_a_whole() {
 }
 
 #[test]
+fn what_is_as_long_as_may_be_is_taken() {
+    let rules = compose_rules("rules.toml");
+    let padded = |length: usize| format!("{}{APPENDIX}", " ".repeat(length - APPENDIX.len()));
+    request(map_text(&rules, &padded(900_000)));
+    assert_eq!(rejection(map_text(&rules, &padded(900_001))).code.as_str(), "too_big");
+    let revised = |length: usize| {
+        let version = "a".repeat(length);
+        APPENDIX.replace(r#""id": "case-17""#, &format!(r#""id": "case-17", "meta": {{"versionId": "{version}"}}"#))
+    };
+    request(map_text(&rules, &revised(64)));
+    assert_eq!(rejection(map_text(&rules, &revised(65))).code.as_str(), "bad_revision");
+}
+
+#[test]
 fn what_a_used_field_lacks_is_named() {
     let rules = compose_rules("rules.toml");
     for (from, to, code, field) in [
