@@ -11,6 +11,7 @@ use std::ops::ControlFlow;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -166,23 +167,28 @@ impl Doomed {
 
     /// Answers what it has passed until it says this.
     fn until_said(&self, what: &str) -> BTreeSet<String> {
+        self.passed_until(what).expect("it ended too early, or says nothing")
+    }
+
+    fn passed_until(&self, what: &str) -> Result<BTreeSet<String>, RecvTimeoutError> {
         let mut passed = BTreeSet::new();
         loop {
-            let line =
-                block_in_place(|| self.said.recv_timeout(PATIENCE)).expect("it ended too early, or says nothing");
+            let line = block_in_place(|| self.said.recv_timeout(PATIENCE))?;
             let is_it = line == what;
             if line.starts_with(MARK) {
                 passed.insert(line);
             }
             if is_it {
-                return passed;
+                return Ok(passed);
             }
         }
     }
 
+    /// What it passes from here on counts. It may be in the middle of just that, and end before it has said so.
     fn count(&mut self) {
         std::io::Write::write_all(&mut self.orders, b"now\n").unwrap();
-        self.until_said("counting");
+        let said = self.passed_until("counting");
+        assert_ne!(said, Err(RecvTimeoutError::Timeout));
     }
 
     fn until_killed(mut self) {
