@@ -10,19 +10,18 @@ use std::sync::LazyLock;
 use serde_json::Value;
 use suture_contract::codec::{RequestsRecord, encode};
 use suture_contract::ids::{LogLetters, OrderKey};
-use suture_contract::keys::{HashKey, IdentityKey};
 use suture_contract::messages::{MAX_REQUEST_BYTES, Rejection, Request};
 use suture_contract::partitioner::shard_of;
 use suture_coordinator_core::ingest::explain::{Explained, explain};
 use suture_coordinator_core::ingest::rules::Rules;
-use suture_coordinator_core::ingest::{Event, Keys, Mapped, map};
+use suture_coordinator_core::ingest::{Event, Mapped, map};
 use suture_coordinator_core::records::Place;
 use suture_coordinator_core::shard::Raw;
 
-use crate::assert_is_silent;
 use crate::messages::respell;
 use crate::met::Met;
 use crate::numbers::Exact;
+use crate::{KEYS, assert_is_silent};
 
 const PARTITIONS: u16 = 12;
 
@@ -36,13 +35,6 @@ static SHIPPED: LazyLock<Known> = LazyLock::new(|| Known::of(include_str!("../..
 static ALL: LazyLock<Known> = LazyLock::new(|| {
     let constant = "x".repeat(MAX_REQUEST_BYTES);
     Known::of(&include_str!("../rules.toml").replace("LONGER THAN A REQUEST MAY BE", &constant))
-});
-
-static KEYS: LazyLock<Keys> = LazyLock::new(|| {
-    let secret = b"a key for fuzzing";
-    let id = "k1".parse().expect("a valid name");
-    let hash = HashKey::new(id, secret).expect("it is long enough");
-    Keys { identity: IdentityKey::new(secret).expect("it is long enough"), hash }
 });
 
 /// Maps an event.

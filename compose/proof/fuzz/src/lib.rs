@@ -31,6 +31,11 @@ pub mod payloads;
 
 mod numbers;
 
+use std::sync::LazyLock;
+
+use suture_contract::keys::{HashKey, IdentityKey};
+use suture_coordinator_core::ingest::Keys;
+
 /// A function of one input.
 pub type Check = fn(&[u8]) -> met::Met;
 
@@ -48,6 +53,13 @@ pub const TARGETS: [(&str, Check); 8] = [
 
 /// Stands in for what must never be in an error: the inputs of the corpus hold it wherever content may stand.
 pub const CANARY: &str = "canary";
+
+static KEYS: LazyLock<Keys> = LazyLock::new(|| {
+    let secret = b"a key for fuzzing";
+    let id = "k1".parse().expect("a valid name");
+    let hash = HashKey::new(id, secret).expect("it is long enough");
+    Keys { identity: IdentityKey::new(secret).expect("it is long enough"), hash }
+});
 
 /// An error says nothing of the content.
 fn assert_is_silent(error: &str) {

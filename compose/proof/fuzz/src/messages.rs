@@ -7,11 +7,10 @@ use serde_json::Value;
 use suture_contract::codec::{
     Message, OutcomesRecord, RequestsRecord, Unreadable, decode, decode_outcomes_record, decode_requests_record, encode,
 };
-use suture_contract::keys::HashKey;
 use suture_contract::messages::{Branch, Decision, Prepare, Rejection, Request, Vote};
 
-use crate::assert_is_silent;
 use crate::met::Met;
+use crate::{KEYS, assert_is_silent};
 
 /// Reads and writes.
 pub fn check(input: &[u8]) -> Met {
@@ -76,7 +75,7 @@ fn is_fixed(unreadable: &Unreadable) {
 
 /// The hash of a request is that of its content, however the JSON is spelled.
 fn hash_hangs_on_content(request: &Request) {
-    let key = HashKey::new("k1".parse().expect("a valid name"), b"a key for fuzzing").expect("it is long enough");
+    let key = &KEYS.hash;
     let Ok(hash) = key.request_hash(&request.business_key, &request.branches) else { return };
     let respelled: Vec<Branch> = request.branches.iter().map(respelled).collect();
     assert_eq!(key.request_hash(&request.business_key, &respelled).ok(), Some(hash), "spelled otherwise");

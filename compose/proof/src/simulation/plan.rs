@@ -40,6 +40,22 @@ pub struct Plan {
     pub left_out: BTreeSet<String>,
 }
 
+fn rates<'a>(kafka: &'a mut Luck, database: &'a mut DatabaseLuck) -> [(&'static str, &'a mut u16); 11] {
+    [
+        ("lost_answer", &mut kafka.lost_answer),
+        ("lost_append", &mut kafka.lost_append),
+        ("late_append", &mut kafka.late_append),
+        ("stale_end", &mut kafka.stale_end),
+        ("slow_fetch", &mut kafka.slow_fetch),
+        ("lost_commit_answer", &mut kafka.lost_commit_answer),
+        ("late_commit", &mut kafka.late_commit),
+        ("lost_database_answer", &mut database.lost_answer),
+        ("no_answer", &mut database.no_answer),
+        ("empty_ok", &mut database.empty_ok),
+        ("slow", &mut database.slow),
+    ]
+}
+
 /// A participant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seat {
@@ -171,7 +187,7 @@ impl Plan {
     pub fn parts(&self) -> Vec<String> {
         let asks = (0..self.asks.len()).map(|place| format!("a{place}"));
         let troubles = (0..self.troubles.len()).map(|place| format!("t{place}"));
-        let lucks = self.lucks().into_iter().filter(|(_, rate)| **rate > 0).map(|(name, _)| name.to_string());
+        let lucks = self.lucks().map(|(name, _)| name.to_string());
         lucks.chain(troubles).chain(asks).filter(|name| !self.left_out.contains(name)).collect()
     }
 
@@ -179,46 +195,19 @@ impl Plan {
     pub fn without<'a>(&self, parts: impl IntoIterator<Item = &'a str>) -> Self {
         let mut plan = self.clone();
         plan.left_out.extend(parts.into_iter().map(str::to_string));
-        for (name, _) in self.lucks() {
+        for (name, rate) in rates(&mut plan.luck, &mut plan.database_luck) {
             if plan.left_out.contains(name) {
-                *plan.luck_mut(name) = 0;
+                *rate = 0;
             }
         }
         plan
     }
 
-    fn lucks(&self) -> Vec<(&'static str, &u16)> {
-        let (kafka, database) = (&self.luck, &self.database_luck);
-        vec![
-            ("lost_answer", &kafka.lost_answer),
-            ("lost_append", &kafka.lost_append),
-            ("late_append", &kafka.late_append),
-            ("stale_end", &kafka.stale_end),
-            ("slow_fetch", &kafka.slow_fetch),
-            ("lost_commit_answer", &kafka.lost_commit_answer),
-            ("late_commit", &kafka.late_commit),
-            ("lost_database_answer", &database.lost_answer),
-            ("no_answer", &database.no_answer),
-            ("empty_ok", &database.empty_ok),
-            ("slow", &database.slow),
-        ]
-    }
-
-    fn luck_mut(&mut self, name: &str) -> &mut u16 {
-        let (kafka, database) = (&mut self.luck, &mut self.database_luck);
-        match name {
-            "lost_answer" => &mut kafka.lost_answer,
-            "lost_append" => &mut kafka.lost_append,
-            "late_append" => &mut kafka.late_append,
-            "stale_end" => &mut kafka.stale_end,
-            "slow_fetch" => &mut kafka.slow_fetch,
-            "lost_commit_answer" => &mut kafka.lost_commit_answer,
-            "late_commit" => &mut kafka.late_commit,
-            "lost_database_answer" => &mut database.lost_answer,
-            "no_answer" => &mut database.no_answer,
-            "empty_ok" => &mut database.empty_ok,
-            _ => &mut database.slow,
-        }
+    /// Each kind of bad luck that there is, in a thousand.
+    fn lucks(&self) -> impl Iterator<Item = (&'static str, u16)> + use<> {
+        let (mut kafka, mut database) = (self.luck, self.database_luck);
+        let rates = rates(&mut kafka, &mut database).map(|(name, rate)| (name, *rate));
+        rates.into_iter().filter(|(_, rate)| *rate > 0)
     }
 
     /// What happens when, of what is not left out; a line each.
@@ -238,12 +227,7 @@ impl Plan {
             .iter()
             .map(|seat| format!("{} ({}, {})", seat.name, if seat.is_xa { "xa" } else { "reserve" }, seat.processes))
             .collect();
-        let lucks: Vec<String> = self
-            .lucks()
-            .iter()
-            .filter(|(_, rate)| **rate > 0)
-            .map(|(name, rate)| format!("{name} {rate}/1000"))
-            .collect();
+        let lucks: Vec<String> = self.lucks().map(|(name, rate)| format!("{name} {rate}/1000")).collect();
         let mut story = vec![
             format!(
                 "{} shards, {} coordinators, window {}, {} early votes, {}; accounts {:?}",

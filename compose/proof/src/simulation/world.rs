@@ -183,18 +183,12 @@ impl World {
             Ask(usize, Ask),
             Trouble(Trouble),
         }
-        let mut events: Vec<(Duration, Event)> =
-            self.plan.asks.iter().enumerate().map(|(place, (at, ask))| (*at, Event::Ask(place, ask.clone()))).collect();
-        let troubles = self.plan.troubles.iter().enumerate();
-        events.extend(
-            troubles
-                .filter(|(place, _)| !self.plan.left_out.contains(&format!("t{place}")))
-                .map(|(_, (at, trouble))| (*at, Event::Trouble(trouble.clone()))),
-        );
-        events.retain(|(_, event)| match event {
-            Event::Ask(place, _) => !self.plan.left_out.contains(&format!("a{place}")),
-            Event::Trouble(_) => true,
-        });
+        let is_in = |kind: &str, place: usize| !self.plan.left_out.contains(&format!("{kind}{place}"));
+        let asks = self.plan.asks.iter().enumerate().filter(|(place, _)| is_in("a", *place));
+        let troubles = self.plan.troubles.iter().enumerate().filter(|(place, _)| is_in("t", *place));
+        let asks = asks.map(|(place, (at, ask))| (*at, Event::Ask(place, ask.clone())));
+        let troubles = troubles.map(|(_, (at, trouble))| (*at, Event::Trouble(trouble.clone())));
+        let mut events: Vec<(Duration, Event)> = asks.chain(troubles).collect();
         events.sort_by_key(|(at, _)| *at);
         let mut wrong = Vec::new();
         for (at, event) in events {
