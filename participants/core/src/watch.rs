@@ -12,7 +12,7 @@
 //! it. A branch whose decision was read is not watched any more, whatever becomes of it. A leader that was cut off shows an end of
 //! before; it does so for some seconds, and the looks are a second apart.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use suture_contract::ids::{Attempt, BusinessKey, RequestHash, Shard, Txid};
@@ -40,6 +40,8 @@ pub struct About {
 #[derive(Debug, Default)]
 pub struct Watch {
     branches: BTreeMap<Txid, (Sight, Option<About>)>,
+    /// Those that have left since a look began: what it has found is from before.
+    left: BTreeSet<Txid>,
     /// The last one that was looked at.
     last: Option<Txid>,
 }
@@ -65,6 +67,7 @@ impl Watch {
     /// Its decision is here.
     pub fn leaves(&mut self, txid: &Txid) {
         self.branches.remove(txid);
+        self.left.insert(*txid);
     }
 
     /// A shard is somebody else's now, or stands still.
@@ -72,8 +75,9 @@ impl Watch {
         self.branches.retain(|txid, _| txid.shard != shard);
     }
 
-    /// What to look at next, in turn.
+    /// What to look at next, in turn: a look begins.
     pub fn in_turn(&mut self) -> Vec<Txid> {
+        self.left.clear();
         let from = self.last.map_or(Bound::Unbounded, Bound::Excluded);
         let behind = self.branches.range((from, Bound::Unbounded)).map(|(txid, _)| *txid);
         let next: Vec<Txid> = behind.take(AT_ONCE).collect();
@@ -86,8 +90,12 @@ impl Watch {
         self.branches.get(txid).is_some_and(|(sight, _)| *sight != Sight::New)
     }
 
-    /// What a look has found, and where the log of its shard ended afterwards, if anybody knows.
+    /// What a look has found, and where the log of its shard ended afterwards, if anybody knows. Nothing, if the branch was decided
+    /// since it began: the same transaction may be asked for and voted on once more, and was not in doubt then.
     pub fn looked(&mut self, txid: &Txid, state: State, end: Option<u64>) {
+        if self.left.contains(txid) {
+            return;
+        }
         let Some((sight, _)) = self.branches.get_mut(txid) else { return };
         match (*sight, state, end) {
             (Sight::New | Sight::Seen | Sight::Gone { .. }, State::InDoubt, _) | (Sight::New, State::Absent, _) => {
@@ -196,6 +204,19 @@ mod tests {
         watch.looked(&txid(1), State::Absent, None);
         looked(&mut watch, &txid(1), State::Absent, 7);
         assert_eq!(finished(&mut watch, 7), [(txid(1), State::Absent, true)]);
+    }
+
+    #[test]
+    fn a_look_that_began_before_the_decision_says_nothing_of_what_is_asked_for_again() {
+        let mut watch = Watch::default();
+        watch.was_there(txid(1));
+        assert_eq!(watch.in_turn(), [txid(1)]);
+        watch.leaves(&txid(1));
+        watch.voted(txid(1), about());
+        watch.looked(&txid(1), State::InDoubt, Some(7));
+        assert_eq!(watch.in_turn(), [txid(1)]);
+        watch.looked(&txid(1), State::Committed, Some(7));
+        assert!(watch.in_turn().is_empty(), "its yes was a repeat");
     }
 
     #[test]
