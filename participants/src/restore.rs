@@ -3,9 +3,11 @@
 //! ```text
 //! the group's offsets, our own rows              one of them went back?  a new name, and the mark `restoring`: together
 //! decisions, from our own position to the end    aborts, and what is in doubt: as always; other commits: kept
-//! prepares, all that there are                   where those of the commits are; who was in doubt and is not any more
-//! round after round                              commits whose rows are missing: run and committed again, in order
-//! at last                                        who was in doubt, or may have been: prepared again
+//! our own votes, all that there are              what we have promised, and the ledger does not know
+//! prepares, all that there are                   where those of the commits are, and of what is open
+//! a no for whoever has no vote; our votes again  up to there: now each register is known, and stays so
+//! round after round                              decisions that came since; commits whose rows are missing: run and committed
+//!                                                again, in order; and then who said yes: prepared again
 //! the mark goes                                  and the service begins at its own rows, as always
 //! ```
 //!
@@ -14,6 +16,10 @@
 //! - **No position is moved here.** The service reads the same decisions again, finds what is done as done, and stops in front of
 //!   what is lost. So all of this may be cut off anywhere: as long as the mark is there, the next start begins anew, and
 //!   finds in the ledger what was done before.
+//! - **Nothing hangs on an end that a leader shows.** Where the votes end is known from our own append; a promise whose prepare was not
+//!   met shows that there are more prepares; and decisions are looked for in every round.
+//! - **Whoever is in somebody else's way goes on.** A commit waits for a lock for as long as it takes, and the decision that ends
+//!   whoever holds it is read meanwhile.
 //! - The new name makes void what the group has acknowledged. It is committed with the service's first positions, which lie
 //!   below: that goes back too.
 //! - Another process that still runs on this database stores no position under the old name: it ends.
@@ -31,16 +37,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use suture_contract::ids::{Code, LogLetters, Participant, Shard, Txid, code};
-use suture_contract::messages::{Decision, Prepare};
+use suture_contract::codec::{Message, encode};
+use suture_contract::ids::{Code, LogLetters, Participant, RequestHash, Shard, Txid, code};
+use suture_contract::messages::{Ballot, Decision, Prepare, Vote, Voter};
+use suture_contract::register::{NoVote, Register};
 use suture_contract::topic_map::participant_group;
-use suture_participants_core::branch::Answer;
+use suture_participants_core::branch::{Answer, State};
 use suture_participants_core::envelope::Read;
+use suture_participants_core::marks::Marks;
 use suture_participants_core::restore::{Due, Place, Plan, is_void, portion, went_back};
 use suture_topics::acks::GroupOffsets;
-use suture_topics::blocking;
 use suture_topics::failure::KafkaFailure;
 use suture_topics::membership::Committed;
+use suture_topics::outbox::{Delivery, Failure, Outbox};
 use suture_topics::probe::Probe;
 use suture_topics::record::Record;
 use suture_topics::scan::{ScanFailure, Scanner};
@@ -51,10 +60,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use crate::envelope::{read_decision, read_prepare};
 use crate::incidents::{self, skipped};
 use crate::jobs::{Job, decide, decide_again, until_answered};
-use crate::points::{Act, around};
+use crate::points::{Act, after, around, before};
 use crate::resource::{Effect, Position, Prepared, Redone, Resource, Which};
 use crate::service::{ServiceError, list, unusable};
-use crate::take::{Letters, Names, range};
+use crate::take::{Letters, Names, blocking, range};
 
 /// How often it is said how far we are.
 const TELL_EVERY: Duration = Duration::from_secs(5);
@@ -72,10 +81,20 @@ const REDO_BATCH: usize = 128;
 const PORTION: usize = 2_000;
 const PORTION_BYTES: usize = 32 << 20;
 
-/// While somebody else's lock is in the way of what is prepared again, rounds may help nobody for so long, and the pause between two
-/// of them. By time and not by number: each that waits for a lock makes its round longer.
+/// While something that may go is in the way of what is done or prepared again, rounds may help nobody for so long, and the pause
+/// between two of them. By time and not by number: each that waits for a lock makes its round longer.
 const PATIENCE: Duration = Duration::from_secs(30);
 const BETWEEN_ROUNDS: Duration = Duration::from_secs(1);
+
+/// Rounds that help nobody before it is believed, each with a look for decisions that came since.
+const LAST_ROUNDS: u32 = 3;
+
+/// How often a prepare is looked for whose vote is there, so far apart. A leader that was cut off shows an old end for some seconds.
+const LOOKS_FOR_PREPARES: u32 = 10;
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
+
+/// How long the producer of votes may take to end.
+const DRAIN: Duration = Duration::from_secs(10);
 
 /// Brings the database back, if it went back.
 pub(crate) async fn bring_back<R: Resource>(
@@ -110,7 +129,6 @@ pub(crate) async fn bring_back<R: Resource>(
         }
     }
     let in_doubt = until_answered(|| resource.in_doubt()).await;
-    let skipped = skipped(&until_answered(|| resource.noted(Which::All)).await);
     let counts = Counts::default();
     let mut restore = Restore {
         kafka,
@@ -120,9 +138,14 @@ pub(crate) async fn bring_back<R: Resource>(
         probe,
         names,
         letters,
-        skipped,
+        skipped: skipped(&until_answered(|| resource.noted(Which::All)).await),
+        marks: until_answered(|| resource.marks()).await,
         logs,
         plan: Plan::new(in_doubt.into_iter().map(|waiting| waiting.txid)),
+        decisions_to: BTreeMap::new(),
+        prepares_to: BTreeMap::new(),
+        votes_to: BTreeMap::new(),
+        done: Done::default(),
         counts: &counts,
     };
     tokio::select! {
@@ -226,8 +249,15 @@ struct Restore<'a, R> {
     names: &'a Names,
     letters: Letters,
     skipped: BTreeSet<incidents::Place>,
+    /// Below what rows were purged: that is over.
+    marks: Marks,
     logs: Vec<Log>,
     plan: Plan,
+    /// Up to where each log is read.
+    decisions_to: BTreeMap<Shard, u64>,
+    prepares_to: BTreeMap<Shard, u64>,
+    votes_to: BTreeMap<Shard, u64>,
+    done: Done,
     counts: &'a Counts,
 }
 
@@ -241,17 +271,10 @@ struct Done {
 
 impl<R: Resource> Restore<'_, R> {
     async fn run(&mut self) -> Result<(), ServiceError> {
-        let mut done = Done::default();
         let of_topic = |logs: &[Log], topic: &str| -> Vec<(Shard, Option<u64>, Option<u64>)> {
             let of_topic = logs.iter().filter(|log| log.topic == topic);
             of_topic.map(|log| (log.shard, log.own, log.reached())).collect()
         };
-        let of_prepares = of_topic(&self.logs, &self.names.prepares);
-        // Before the decisions are: so the decision that let one of an ordered key begin is among those that are read.
-        let mut ends = BTreeMap::new();
-        for &(shard, _, reached) in &of_prepares {
-            ends.insert(shard, range(self.probe, &self.names.prepares, shard, reached).await?.1);
-        }
         let mut behind = BTreeMap::new();
         for (shard, own, reached) in of_topic(&self.logs, &self.names.decisions) {
             let (start, end) = range(self.probe, &self.names.decisions, shard, reached).await?;
@@ -266,36 +289,40 @@ impl<R: Resource> Restore<'_, R> {
                     "the decisions end before what was acknowledged: some are missing from the log too"
                 );
             }
-            self.read_decisions(shard, (own.unwrap_or(start), end), &mut done).await?;
+            self.read_decisions(shard, (own.unwrap_or(start), end)).await?;
             behind.insert(shard, (start, own.unwrap_or(start)));
         }
         let kept = self.plan.kept();
-        let Done { noted_aborts, finished, faults } = done;
+        let Done { noted_aborts, finished, faults } = self.done;
         tracing::info!(
             participant = %self.participant, decisions = self.counts.decisions.load(Ordering::Relaxed), noted_aborts, finished,
             faults, kept, "the decisions are read to their end; those kept are commits that may be missing"
         );
-        for &(shard, _, reached) in &of_prepares {
-            if !behind.contains_key(&shard) {
-                continue;
+        let mut last = BTreeMap::new();
+        let mut below = BTreeMap::new();
+        for (shard, own, reached) in of_topic(&self.logs, &self.names.prepares) {
+            if behind.contains_key(&shard) {
+                let votes = range(self.probe, &self.names.votes, shard, None).await?;
+                self.read_votes(shard, votes).await?;
+                let prepares = range(self.probe, &self.names.prepares, shard, reached).await?;
+                last.extend(self.read_prepares(shard, prepares).await?.map(|last| (shard, last)));
+                below.insert(shard, own.unwrap_or(0));
             }
-            let log = range(self.probe, &self.names.prepares, shard, reached).await?;
-            self.read_prepares(shard, log, ends.get(&shard).copied().unwrap_or_default()).await?;
         }
-        let own = of_prepares.iter().map(|(shard, own, _)| (*shard, own.unwrap_or(0))).collect();
-        let acknowledged = of_prepares.iter().map(|(shard, _, reached)| (*shard, reached.unwrap_or(0))).collect();
+        self.fill_registers(last).await?;
+        self.look_for_prepares().await?;
         // Above that it has its row, if it was decided below our own position on the decisions.
-        for shard in self.plan.shards_undecided(&own) {
+        for shard in self.plan.shards_open(&below) {
             let stretch = behind.get(&shard).copied().unwrap_or_default();
             self.pass_decided(shard, stretch).await?;
         }
-        let redone = self.redo_all().await?;
-        let (prepared, not_prepared) = self.prepare_again(&acknowledged).await?;
+        let brought = self.bring_through().await?;
         around(Act::EndRestore, until_answered(|| self.resource.end_restore())).await;
-        let Redoing { rounds, redone, known, lost } = redone;
+        let Brought { rounds, redone, known, lost, prepared, not_prepared } = brought;
+        let Done { noted_aborts, finished, .. } = self.done;
         tracing::warn!(
             participant = %self.participant, ledger = self.resource.ledger_id(), redone, known, rounds, prepared, not_prepared,
-            noted_aborts, finished, lost = lost.len(),
+            noted_aborts, finished, lost,
             "the database was brought back; the service begins"
         );
         Ok(())
@@ -303,12 +330,14 @@ impl<R: Resource> Restore<'_, R> {
 
     // ---- what the logs say -------------------------------------------------------------------------------------------
 
-    async fn read_decisions(&mut self, shard: Shard, stretch: (u64, u64), done: &mut Done) -> Result<(), ServiceError> {
+    async fn read_decisions(&mut self, shard: Shard, stretch: (u64, u64)) -> Result<(), ServiceError> {
         let mut records = self.records(&self.names.decisions, shard, stretch);
         let mut batch = Vec::new();
+        self.decisions_to.entry(shard).or_insert(stretch.0);
         while let Some(record) = records.recv().await {
             let record = record.map_err(unread)?;
             add(&self.counts.decisions, 1);
+            self.decisions_to.insert(shard, record.offset + 1);
             match read_decision(&record, self.participant) {
                 Read::Ours(message) => {
                     if self.plan.decided(&message, record.timestamp_ms.unwrap_or_default()) {
@@ -324,26 +353,37 @@ impl<R: Resource> Restore<'_, R> {
                 }
             }
             if batch.len() == BATCH {
-                self.decide(std::mem::take(&mut batch), done).await;
+                self.decide(std::mem::take(&mut batch)).await;
             }
         }
-        self.decide(batch, done).await;
+        self.decide(batch).await;
         Ok(())
     }
 
-    async fn decide(&self, batch: Vec<Job<Decision>>, done: &mut Done) {
+    /// Decisions that came since. Answers whether there were any.
+    async fn read_news(&mut self) -> Result<bool, ServiceError> {
+        let mut is_news = false;
+        for (shard, next) in self.decisions_to.clone() {
+            let (_, end) = range(self.probe, &self.names.decisions, shard, None).await?;
+            self.read_decisions(shard, (next, end)).await?;
+            is_news |= self.decisions_to.get(&shard) != Some(&next);
+        }
+        Ok(is_news)
+    }
+
+    async fn decide(&mut self, batch: Vec<Job<Decision>>) {
         let mut decided = decide(self.resource, batch).await;
         loop {
             let mut stuck = Vec::new();
             for (job, decided) in decided {
                 match decided {
-                    Ok(Effect::NotedAbort) => done.noted_aborts += 1,
-                    Ok(Effect::Finished) => done.finished += 1,
+                    Ok(Effect::NotedAbort) => self.done.noted_aborts += 1,
+                    Ok(Effect::Finished) => self.done.finished += 1,
                     Ok(Effect::Repeated) => {}
                     Ok(Effect::Later) => stuck.push(job),
                     // The service meets it again and stops the shard.
                     Err(fault) => {
-                        done.faults += 1;
+                        self.done.faults += 1;
                         let (participant, txid) = (self.participant, job.message.txid);
                         tracing::error!(%participant, %txid, %fault, "a decision cannot be carried out");
                     }
@@ -356,19 +396,55 @@ impl<R: Resource> Restore<'_, R> {
         }
     }
 
-    async fn read_prepares(&mut self, shard: Shard, log: (u64, u64), end: u64) -> Result<(), ServiceError> {
-        let mut records = self.records(&self.names.prepares, shard, log);
+    /// Our own votes: of what the ledger does not know.
+    async fn read_votes(&mut self, shard: Shard, stretch: (u64, u64)) -> Result<(), ServiceError> {
+        let mut records = self.records(&self.names.votes, shard, stretch);
         let mut perhaps = Vec::new();
+        self.votes_to.entry(shard).or_insert(stretch.0);
+        while let Some(record) = records.recv().await {
+            let record = record.map_err(unread)?;
+            self.votes_to.insert(shard, record.offset + 1);
+            let register = Register { log: self.letters.requests, shard, participant: self.participant };
+            match register.read_vote(record.key.as_deref(), record.value.as_deref()) {
+                Ok(vote) if self.plan.may_be_open(&vote.txid) => perhaps.push((vote.txid, (vote.hash, vote.vote))),
+                Ok(_) => {}
+                Err(NoVote::Newer { .. }) => {
+                    return Err(ServiceError::Restore(unusable("vote", &record, "newer_version")));
+                }
+                // Void for everyone.
+                Err(NoVote::Unreadable | NoVote::ForeignLog | NoVote::Misrouted | NoVote::Malformed) => {}
+            }
+            if perhaps.len() == BATCH {
+                self.note_votes(std::mem::take(&mut perhaps)).await;
+            }
+        }
+        self.note_votes(perhaps).await;
+        Ok(())
+    }
+
+    async fn note_votes(&mut self, perhaps: Vec<(Txid, (RequestHash, Ballot))>) {
+        for (txid, (hash, ballot)) in self.unknown(perhaps).await {
+            self.plan.open_voted(txid, hash, ballot);
+        }
+    }
+
+    /// Answers the last one of them.
+    async fn read_prepares(&mut self, shard: Shard, log: (u64, u64)) -> Result<Option<Arc<Prepare>>, ServiceError> {
+        let mut records = self.records(&self.names.prepares, shard, log);
+        let (mut perhaps, mut last) = (Vec::new(), None);
+        self.prepares_to.entry(shard).or_insert(log.0);
         while let Some(record) = records.recv().await {
             let record = record.map_err(unread)?;
             add(&self.counts.prepares, 1);
+            self.prepares_to.insert(shard, record.offset + 1);
             match read_prepare(&record, self.letters.requests) {
                 Read::Ours(message) => {
                     let bytes = record.value.as_ref().map_or(0, Vec::len);
                     let place = Place { offset: record.offset, bytes };
-                    if self.plan.asked(&message, place, end) {
-                        perhaps.push((message.txid, place));
+                    if self.plan.asked(&message, place) {
+                        perhaps.push((message.txid, (message.hash, place)));
                     }
+                    last = Some(message);
                 }
                 Read::Passed | Read::Odd(_) => {}
                 Read::Stop(why) => {
@@ -377,10 +453,38 @@ impl<R: Resource> Restore<'_, R> {
                 }
             }
             if perhaps.len() == BATCH {
-                self.note_unknown(std::mem::take(&mut perhaps)).await;
+                self.note_prepares(std::mem::take(&mut perhaps)).await;
             }
         }
-        self.note_unknown(perhaps).await;
+        self.note_prepares(perhaps).await;
+        Ok(last)
+    }
+
+    async fn note_prepares(&mut self, perhaps: Vec<(Txid, (RequestHash, Place))>) {
+        for (txid, (hash, place)) in self.unknown(perhaps).await {
+            self.plan.open_asked(txid, hash, place);
+        }
+    }
+
+    /// A promise whose prepare was not met: it stands behind the end that we were shown.
+    async fn look_for_prepares(&mut self) -> Result<(), ServiceError> {
+        for _ in 0..LOOKS_FOR_PREPARES {
+            let shards: BTreeSet<Shard> = self.plan.not_found().iter().map(|txid| txid.shard).collect();
+            if shards.is_empty() {
+                return Ok(());
+            }
+            sleep(BETWEEN_LOOKS).await;
+            for shard in shards {
+                let (start, end) = range(self.probe, &self.names.prepares, shard, None).await?;
+                let from = self.prepares_to.get(&shard).copied().unwrap_or(start);
+                self.read_prepares(shard, (from, end)).await?;
+            }
+        }
+        let txids = self.plan.not_found();
+        tracing::error!(
+            participant = %self.participant, promised = txids.len(), txids = list(&txids),
+            "branches have a yes of ours and no prepare: whichever is committed is LOST"
+        );
         Ok(())
     }
 
@@ -408,17 +512,6 @@ impl<R: Resource> Restore<'_, R> {
         Err(ServiceError::Restore(format!("{problem}; see `suture participant {participant} lost`")))
     }
 
-    /// Those of which the ledger knows nothing may have been in doubt once.
-    async fn note_unknown(&mut self, perhaps: Vec<(Txid, Place)>) {
-        let places: HashMap<Txid, Place> = perhaps.iter().copied().collect();
-        let txids = perhaps.into_iter().map(|(txid, _)| txid).collect();
-        for txid in self.unknown(txids).await {
-            if let Some(place) = places.get(&txid) {
-                self.plan.undecided(txid, *place);
-            }
-        }
-    }
-
     /// What was decided before our own position is not undecided, whatever the ledger has of it.
     async fn pass_decided(&mut self, shard: Shard, stretch: (u64, u64)) -> Result<(), ServiceError> {
         let mut records = self.records(&self.names.decisions, shard, stretch);
@@ -430,157 +523,281 @@ impl<R: Resource> Restore<'_, R> {
         Ok(())
     }
 
-    /// Those of which neither the ledger nor the database's list of branches has anything.
-    async fn unknown(&self, txids: Vec<Txid>) -> Vec<Txid> {
-        if txids.is_empty() {
-            return txids;
+    /// Those of which neither the ledger, with its marks, nor the database's list of branches has anything.
+    async fn unknown<T>(&self, mut about: Vec<(Txid, T)>) -> Vec<(Txid, T)> {
+        about.retain(|(txid, _)| !self.marks.covers(txid));
+        if about.is_empty() {
+            return about;
         }
-        let looking = until_answered(|| self.resource.states(txids.clone()));
+        let txids: BTreeSet<Txid> = about.iter().map(|(txid, _)| *txid).collect();
+        let looking = until_answered(|| self.resource.states(txids.iter().copied().collect()));
         let known = around(Act::LookForMissing, looking).await;
-        txids.into_iter().filter(|txid| !known.contains_key(txid)).collect()
+        about.retain(|(txid, _)| !known.contains_key(txid));
+        about
+    }
+
+    // ---- our own registers -------------------------------------------------------------------------------------------
+
+    /// Says no for whoever has no vote yet, and reads our votes up to there: by then each register is full. Where there is nobody,
+    /// what was said of the last one is said again, to know where the votes end.
+    async fn fill_registers(&mut self, last: BTreeMap<Shard, Arc<Prepare>>) -> Result<(), ServiceError> {
+        let unvoted = self.plan.unvoted();
+        let shards: BTreeSet<Shard> = unvoted.iter().map(|(txid, _)| txid.shard).collect();
+        let again = last.iter().filter(|(shard, _)| !shards.contains(shard)).map(|(_, last)| (last.txid, last.hash));
+        let again: Vec<(Txid, RequestHash)> = again.collect();
+        let states = until_answered(|| self.resource.states(again.iter().map(|(txid, _)| *txid).collect())).await;
+        let said_yes = |txid: &Txid| match states.get(txid) {
+            Some(state) => matches!(state, State::InDoubt | State::Committed),
+            None => self.plan.has_promised(txid),
+        };
+        let noes = unvoted.iter().map(|(txid, hash)| self.vote(*txid, *hash, Ballot::No));
+        let repeats = again
+            .iter()
+            .map(|(txid, hash)| self.vote(*txid, *hash, if said_yes(txid) { Ballot::Yes } else { Ballot::No }));
+        let votes: Vec<Vote> = noes.chain(repeats).collect();
+        for (shard, end) in self.append(votes).await? {
+            // What is read there is shown by a leader that may be behind.
+            loop {
+                let from = self.votes_to.get(&shard).copied().unwrap_or_default();
+                if from >= end {
+                    break;
+                }
+                self.read_votes(shard, (from, end)).await?;
+                if self.votes_to.get(&shard) == Some(&from) {
+                    sleep(BETWEEN_LOOKS).await;
+                }
+            }
+        }
+        if !unvoted.is_empty() {
+            tracing::info!(participant = %self.participant, unvoted = unvoted.len(), "what was asked for and not voted on is refused");
+        }
+        Ok(())
+    }
+
+    fn vote(&self, txid: Txid, hash: RequestHash, vote: Ballot) -> Vote {
+        let code = (vote == Ballot::No).then(|| code::RESTORED.parse().expect("the code is valid"));
+        let (participant, by) = (self.participant.clone(), Voter::Participant);
+        Vote { txid, participant, vote, hash, by, code, duplicate_of: None, inquiry: false }
+    }
+
+    /// Appends votes until all of them stand in the log. Answers where each shard's votes end then.
+    async fn append(&self, votes: Vec<Vote>) -> Result<BTreeMap<Shard, u64>, ServiceError> {
+        let (reports, mut delivered) = mpsc::unbounded_channel();
+        let client_id = format!("participant-{}-restore", self.participant);
+        let outbox = Outbox::start(self.kafka, &client_id, move |report| drop(reports.send(report)))?;
+        let mut ends: BTreeMap<Shard, u64> = BTreeMap::new();
+        let mut due: Vec<usize> = (0..votes.len()).rev().collect();
+        let mut left = votes.len();
+        while left > 0 {
+            while let Some(place) = due.pop() {
+                let (vote, topic) = (&votes[place], &self.names.votes);
+                let (key, value) = (vote.txid.to_string(), encode(vote));
+                let partition = vote.txid.shard.partition();
+                before(Act::AppendVote);
+                let appended =
+                    outbox.append(topic, partition, key.as_bytes(), Some(&value), Vote::TYPE, None, place as u64);
+                if appended.is_err() {
+                    due.push(place);
+                    break;
+                }
+                after(Act::AppendVote);
+            }
+            let Some(Delivery { token, result }) = delivered.recv().await else { break };
+            let place = token as usize;
+            match result {
+                Ok(offset) => {
+                    left -= 1;
+                    let end = ends.entry(votes[place].txid.shard).or_default();
+                    *end = (*end).max(offset + 1);
+                }
+                Err(Failure::Again(reason)) => {
+                    tracing::debug!(participant = %self.participant, reason, "a vote is appended again");
+                    due.push(place);
+                }
+                Err(failure) => return Err(ServiceError::Votes { topic: self.names.votes.clone(), failure }),
+            }
+        }
+        // All reports have come: there is nothing to wait for but its thread.
+        let _ = blocking(move || outbox.close(DRAIN)).await?;
+        Ok(ends)
     }
 
     // ---- what is done about it ---------------------------------------------------------------------------------------
 
-    async fn redo_all(&self) -> Result<Redoing, ServiceError> {
-        let mut redoing = Redoing::default();
-        let mut due = self.plan.to_redo();
-        let mut why = HashMap::new();
+    /// Commits, and then who said yes, round after round, until nothing is left or a round helps nobody.
+    async fn bring_through(&mut self) -> Result<Brought, ServiceError> {
+        let mut brought = Brought::default();
+        let mut stuck: Option<(Instant, u32)> = None;
+        let (mut commits, mut promises);
         loop {
-            let before = due.len();
-            self.counts.round.store(redoing.rounds + 1, Ordering::Relaxed);
-            due = self.round(&due, &mut redoing, &mut why).await?;
-            redoing.rounds += 1;
-            if due.is_empty() || due.len() == before {
+            brought.rounds += 1;
+            self.counts.round.store(brought.rounds, Ordering::Relaxed);
+            let is_news = self.read_news().await?;
+            let before = brought.count();
+            commits = self.redo_all(&mut brought).await?;
+            // Whatever can be committed is, before somebody takes its locks.
+            if !commits.is_empty() && brought.count() > before {
+                continue;
+            }
+            promises = self.prepare_all(&mut brought).await?;
+            if commits.is_empty() && promises.is_empty() {
                 break;
             }
-            tracing::info!(participant = %self.participant, left = due.len(), round = redoing.rounds, "commits that failed are tried again");
+            if is_news || brought.count() > before {
+                stuck = None;
+                continue;
+            }
+            let (since, rounds) = stuck.map_or_else(|| (Instant::now(), 1), |(since, rounds)| (since, rounds + 1));
+            let waits = commits.values().any(|why| *why == Why::Blocked);
+            let is_busy = commits.values().chain(promises.values()).any(Why::is_busy);
+            if !waits && rounds >= LAST_ROUNDS && (!is_busy || since.elapsed() >= PATIENCE) {
+                break;
+            }
+            if rounds == LAST_ROUNDS {
+                self.tell_waiting(&commits, &promises);
+            }
+            stuck = Some((since, rounds));
+            sleep(BETWEEN_ROUNDS).await;
         }
-        // The answer to a COMMIT may have been missed; what was asked again then has met its own row.
-        for due in due.chunks(PORTION) {
-            redoing.lost.extend(self.unknown(due.iter().map(|due| due.txid).collect()).await);
-        }
-        redoing.known += due.len() - redoing.lost.len();
-        for txid in redoing.lost.iter().take(TOLD_ONE_BY_ONE) {
-            let code = why.get(txid).map_or_else(|| "no_prepare".to_string(), Code::to_string);
-            let (participant, shard) = (self.participant, txid.shard);
-            tracing::error!(%participant, %txid, %shard, code, "LOST: a commit cannot be brought back; its shard will stop there");
-        }
-        if redoing.lost.len() > TOLD_ONE_BY_ONE {
-            tracing::error!(participant = %self.participant, lost = redoing.lost.len(), txids = list(&redoing.lost), "LOST: these and more");
-        }
-        Ok(redoing)
+        self.tell_failed(commits, promises, &mut brought).await;
+        Ok(brought)
     }
 
-    /// Tries all of them once, in order. Answers those that failed.
-    async fn round(
-        &self,
-        due: &[Due],
-        redoing: &mut Redoing,
-        why: &mut HashMap<Txid, Code>,
-    ) -> Result<Vec<Due>, ServiceError> {
-        let mut failed = Vec::new();
-        let mut rest = due;
+    fn tell_waiting(&self, commits: &HashMap<Txid, Why>, promises: &HashMap<Txid, Why>) {
+        let waiting: BTreeSet<Txid> =
+            commits.iter().chain(promises).filter(|(_, why)| why.is_busy()).map(|(txid, _)| *txid).collect();
+        let waiting: Vec<Txid> = waiting.into_iter().collect();
+        tracing::warn!(
+            participant = %self.participant, waiting = waiting.len(), txids = list(&waiting),
+            "locks are in the way of what is brought back; it waits, and obeys the decisions that come meanwhile"
+        );
+    }
+
+    async fn tell_failed(&self, commits: HashMap<Txid, Why>, promises: HashMap<Txid, Why>, brought: &mut Brought) {
+        // The answer to a COMMIT may have been missed; what was asked again then has met its own row.
+        let mut lost = Vec::new();
+        let mut left: Vec<(Txid, Why)> = commits.into_iter().collect();
+        left.sort_by_key(|(txid, _)| *txid);
+        brought.known += left.len();
+        while !left.is_empty() {
+            let later = left.split_off(left.len().min(PORTION));
+            lost.extend(self.unknown(std::mem::replace(&mut left, later)).await);
+        }
+        brought.known -= lost.len();
+        brought.lost = lost.len();
+        for (txid, why) in lost.iter().take(TOLD_ONE_BY_ONE) {
+            let (participant, shard) = (self.participant, txid.shard);
+            tracing::error!(%participant, %txid, %shard, code = why.code(), "LOST: a commit cannot be brought back; its shard will stop there");
+        }
+        if lost.len() > TOLD_ONE_BY_ONE {
+            let txids: Vec<Txid> = lost.iter().map(|(txid, _)| *txid).collect();
+            tracing::error!(participant = %self.participant, lost = txids.len(), txids = list(&txids), "LOST: these and more");
+        }
+        brought.not_prepared = promises.len();
+        for (txid, why) in promises.into_iter().collect::<BTreeMap<_, _>>() {
+            tracing::error!(
+                participant = %self.participant, %txid, code = why.code(),
+                "a branch was in doubt here and cannot be prepared again: if it is committed, it is LOST"
+            );
+        }
+    }
+
+    /// Tries all commits once, in order. Answers those that failed, and why.
+    async fn redo_all(&mut self, brought: &mut Brought) -> Result<HashMap<Txid, Why>, ServiceError> {
+        let due = self.plan.to_redo();
+        let mut failed = HashMap::new();
+        let mut rest = due.as_slice();
         while !rest.is_empty() {
             let (now, later) = portion(rest, PORTION, PORTION_BYTES);
             rest = later;
-            let unknown: HashSet<Txid> =
-                self.unknown(now.iter().map(|due| due.txid).collect()).await.into_iter().collect();
-            redoing.known += now.len() - unknown.len();
-            let now: Vec<Due> = now.iter().filter(|due| unknown.contains(&due.txid)).copied().collect();
+            let unknown = self.unknown(now.iter().map(|due| (due.txid, *due)).collect()).await;
+            let mut done: HashSet<Txid> = now.iter().map(|due| due.txid).collect();
+            brought.known += now.len() - unknown.len();
+            let now: Vec<Due> = unknown.into_iter().map(|(_, due)| due).collect();
             let prepares = self.load(&now).await?;
-            let mut done = HashSet::new();
+            for due in &now {
+                done.remove(&due.txid);
+                failed.insert(due.txid, Why::NoPrepare);
+            }
             let batch: Vec<Arc<Prepare>> = now.iter().filter_map(|due| prepares.get(&due.txid).cloned()).collect();
             for batch in batch.chunks(REDO_BATCH) {
                 for (prepare, redone) in batch.iter().zip(self.redo(batch).await) {
                     match redone {
-                        Redone::Done => {
-                            redoing.redone += 1;
+                        Ok(Redone::Done) => {
+                            brought.redone += 1;
                             add(&self.counts.redone, 1);
-                            done.insert(prepare.txid);
                         }
-                        Redone::Known => {
-                            redoing.known += 1;
-                            done.insert(prepare.txid);
+                        Ok(Redone::Known) => brought.known += 1,
+                        Ok(Redone::Failed(code)) => {
+                            failed.insert(prepare.txid, Why::Code(code));
+                            continue;
                         }
-                        Redone::Failed(code) => drop(why.insert(prepare.txid, code)),
+                        Err(why) => {
+                            failed.insert(prepare.txid, why);
+                            continue;
+                        }
                     }
+                    failed.remove(&prepare.txid);
+                    done.insert(prepare.txid);
                 }
             }
-            failed.extend(now.into_iter().filter(|due| !done.contains(&due.txid)));
+            self.plan.redone(&done);
         }
         Ok(failed)
     }
 
-    async fn redo(&self, batch: &[Arc<Prepare>]) -> Vec<Redone> {
+    async fn redo(&self, batch: &[Arc<Prepare>]) -> Vec<Result<Redone, Why>> {
         // Together they may take longer than a question may take.
         if let Ok(Some(redone)) = self.resource.redo(batch.to_vec()).await {
-            return redone;
+            return redone.into_iter().map(Ok).collect();
         }
         let mut redone = Vec::with_capacity(batch.len());
         for prepare in batch {
-            let one = until_answered(|| self.resource.redo(vec![Arc::clone(prepare)])).await;
-            redone.extend(one.into_iter().flatten());
+            match self.resource.redo(vec![Arc::clone(prepare)]).await {
+                Ok(one) => redone.extend(one.into_iter().flatten().map(Ok)),
+                // It may be the database, or somebody else's lock.
+                Err(unavailable) => {
+                    until_answered(|| self.resource.in_doubt()).await;
+                    tracing::debug!(txid = %prepare.txid, %unavailable, "not done again yet");
+                    redone.push(Err(Why::Blocked));
+                }
+            }
         }
         redone
     }
 
-    /// Answers how many said yes again, and how many did not.
-    async fn prepare_again(&self, acknowledged: &BTreeMap<Shard, u64>) -> Result<(usize, usize), ServiceError> {
-        let mut due = self.plan.to_prepare(acknowledged);
-        let all = due.len();
-        let mut why = HashMap::new();
-        let mut stuck: Option<Instant> = None;
-        loop {
-            let before = due.len();
-            due = self.round_of_prepares(&due, &mut why).await?;
-            stuck = if due.len() < before { None } else { stuck.or_else(|| Some(Instant::now())) };
-            // What never said yes may wait for those that are in doubt here, and they do not go.
-            let said_yes = due.iter().filter(|due| due.is_below(acknowledged));
-            let is_blocked = said_yes.filter_map(|due| why.get(&due.txid)).any(is_busy);
-            if due.is_empty() || stuck.is_some_and(|since| !is_blocked || since.elapsed() >= PATIENCE) {
-                break;
-            }
-            if stuck.is_some() {
-                sleep(BETWEEN_ROUNDS).await;
-            }
-        }
-        for due in &due {
-            let (participant, txid, answer) = (self.participant, due.txid, why.get(&due.txid));
-            if due.is_below(acknowledged) {
-                tracing::error!(%participant, %txid, ?answer, "a branch was in doubt here and cannot be prepared again: if it is committed, it is LOST");
-            } else {
-                tracing::warn!(%participant, %txid, ?answer, "a branch is not prepared yet: the service asks for it again");
-            }
-        }
-        Ok((all - due.len(), due.len()))
-    }
-
-    /// Tries all of them once, in order. Answers those that did not say yes.
-    async fn round_of_prepares(
-        &self,
-        due: &[Due],
-        why: &mut HashMap<Txid, Prepared>,
-    ) -> Result<Vec<Due>, ServiceError> {
-        let mut prepared = HashSet::new();
-        let mut rest = due;
+    /// Tries all that said yes once, in order. Answers those that are not prepared, and why.
+    async fn prepare_all(&mut self, brought: &mut Brought) -> Result<HashMap<Txid, Why>, ServiceError> {
+        let due = self.plan.to_prepare();
+        let mut failed = HashMap::new();
+        let mut rest = due.as_slice();
         while !rest.is_empty() {
             let (now, later) = portion(rest, PORTION, PORTION_BYTES);
             rest = later;
             let prepares = self.load(now).await?;
+            failed.extend(now.iter().map(|due| (due.txid, Why::NoPrepare)));
             let batch: Vec<Arc<Prepare>> = now.iter().filter_map(|due| prepares.get(&due.txid).cloned()).collect();
             for batch in batch.chunks(self.resource.batching().branches) {
                 for (prepare, answer) in batch.iter().zip(self.prepare_batch(batch).await) {
-                    match answer {
-                        Prepared::Answer(Answer::Yes) => drop(prepared.insert(prepare.txid)),
-                        Prepared::Answer(Answer::No(_)) | Prepared::Later | Prepared::Fault(_) => {
-                            why.insert(prepare.txid, answer);
+                    let why = match answer {
+                        Prepared::Answer(Answer::Yes) => {
+                            brought.prepared += 1;
+                            failed.remove(&prepare.txid);
+                            self.plan.prepared(prepare.txid);
+                            continue;
                         }
-                    }
+                        Prepared::Answer(Answer::No(refusal)) => Why::Code(refusal.code),
+                        Prepared::Later => Why::Later,
+                        Prepared::Fault(fault) => {
+                            tracing::debug!(txid = %prepare.txid, %fault, "not prepared again");
+                            Why::Fault
+                        }
+                    };
+                    failed.insert(prepare.txid, why);
                 }
             }
         }
-        Ok(due.iter().filter(|due| !prepared.contains(&due.txid)).copied().collect())
+        Ok(failed)
     }
 
     async fn prepare_batch(&self, batch: &[Arc<Prepare>]) -> Vec<Prepared> {
@@ -601,10 +818,10 @@ impl<R: Resource> Restore<'_, R> {
     fn records(&self, topic: &str, shard: Shard, stretch: (u64, u64)) -> mpsc::Receiver<Result<Record, ScanFailure>> {
         let (sender, records) = mpsc::channel(READ_AHEAD);
         let (kafka, group, topic) = (self.kafka.clone(), self.group.to_string(), topic.to_string());
-        blocking::spawn(move || {
+        suture_topics::blocking::spawn(move || {
             if let Err(failure) = send(&kafka, &group, (&topic, shard.partition()), stretch, &sender) {
                 // Nobody listens any more if the service was stopped meanwhile.
-                let _ = blocking::send(&sender, Err(failure));
+                let _ = suture_topics::blocking::send(&sender, Err(failure));
             }
         });
         records
@@ -646,19 +863,58 @@ impl<R: Resource> Restore<'_, R> {
     }
 }
 
-/// Whether somebody is in its way who may go.
-fn is_busy(answer: &Prepared) -> bool {
-    matches!(answer, Prepared::Answer(Answer::No(refusal)) if refusal.code.as_str() == code::BUSY)
+/// Why something is not brought back yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Why {
+    /// Its prepare was not met.
+    NoPrepare,
+    /// Somebody else's lock, and no answer.
+    Blocked,
+    /// As many branches as may be are in doubt.
+    Later,
+    /// The ledger is against it.
+    Fault,
+    /// It was refused.
+    Code(Code),
 }
 
-/// What became of the commits.
+impl Why {
+    /// Whether what is in its way may go.
+    fn is_busy(&self) -> bool {
+        match self {
+            Self::Blocked | Self::Later => true,
+            Self::Code(code) => code.as_str() == code::BUSY,
+            Self::NoPrepare | Self::Fault => false,
+        }
+    }
+
+    fn code(&self) -> &str {
+        match self {
+            Self::NoPrepare => "no_prepare",
+            Self::Blocked => "blocked",
+            Self::Later => "no_room",
+            Self::Fault => "fault",
+            Self::Code(code) => code.as_str(),
+        }
+    }
+}
+
+/// What became of it.
 #[derive(Default)]
-struct Redoing {
+struct Brought {
     rounds: u64,
     redone: usize,
     /// The ledger had them.
     known: usize,
-    lost: Vec<Txid>,
+    prepared: usize,
+    lost: usize,
+    not_prepared: usize,
+}
+
+impl Brought {
+    fn count(&self) -> usize {
+        self.redone + self.known + self.prepared
+    }
 }
 
 /// So many that are lost have lines of their own.
@@ -677,7 +933,7 @@ fn send(
     loop {
         let scanned = scanner.scan(log, (next, to), |record| {
             next = record.offset + 1;
-            match blocking::send(records, Ok(record)) {
+            match suture_topics::blocking::send(records, Ok(record)) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()),
             }

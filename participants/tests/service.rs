@@ -947,6 +947,61 @@ async fn what_cannot_be_brought_back_is_lost_and_nothing_else() {
     assert_eq!(committed.offset, 0, "never acknowledged");
 }
 
+/// Whoever said no once may say yes when he is asked again, and nobody counts it.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_said_no_does_not_take_the_place_of_who_said_yes() {
+    let mut world = World::new();
+    let running = world.start().await;
+    let (no_sayer, low) = (world.prepare_after(0, 0, "place", "low"), world.prepare(0, 1, "low"));
+    world.ask(&no_sayer);
+    let (ballot, _) = world.ballot(&no_sayer).await;
+    assert_eq!(ballot, Ballot::No, "what it needs is not there");
+    world.ask(&low);
+    assert_eq!(world.ballot(&low).await, YES);
+    world.decide(&low, Verdict::Commit);
+    world.until_acknowledged(DECISIONS, 0, 1).await;
+    let yes_sayer = Prepare { business_key: "item:other".parse().unwrap(), ..world.prepare(0, 2, "place") };
+    world.ask(&yes_sayer);
+    assert_eq!(world.ballot(&yes_sayer).await, YES);
+    world.until_acknowledged(PREPARES, 0, 3).await;
+    running.stop().await;
+
+    world.until_closed().await;
+    for change in [
+        format!("delete from suture_ledger where txid in ('{}', '{}') returning 1", no_sayer.txid, yes_sayer.txid),
+        "delete from item where id = 'place' returning 1".to_string(),
+        "insert into suture_meta values ('restoring', 'by hand') returning 1".to_string(),
+    ] {
+        assert_eq!(world.number(&change), 1);
+    }
+    let running = world.start().await;
+    assert_eq!(world.ballot(&yes_sayer).await, YES, "said again");
+    world.until_acknowledged(PREPARES, 0, 3).await;
+    world.decide(&no_sayer, Verdict::Abort);
+    world.decide(&yes_sayer, Verdict::Commit);
+    world.until_acknowledged(DECISIONS, 0, 3).await;
+    assert_eq!(world.number("select count(*) from item where id = 'place' and done"), 1);
+    running.stop().await;
+}
+
+/// A vote of before may land at any time; so what was not voted on is refused before anything else is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_brought_back_leaves_no_register_empty() {
+    let mut world = World::new();
+    drop(world.resource().await);
+    let unvoted = world.prepare(0, 0, "a");
+    world.ask(&unvoted);
+    world.until_appended(PREPARES, 0, 1).await;
+    world.until_closed().await;
+    assert_eq!(world.number("insert into suture_meta values ('restoring', 'by hand') returning 1"), 1);
+    let running = world.start().await;
+    assert_eq!(world.ballot(&unvoted).await, no("restored"));
+    world.decide(&unvoted, Verdict::Abort);
+    world.until_acknowledged(DECISIONS, 0, 1).await;
+    assert_eq!(world.number("select count(*) from item"), 0);
+    running.stop().await;
+}
+
 /// R16: it said yes, went back, and says no now. The first vote counts, so the commit finds nothing here.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_votes_differently_after_a_restore_has_lost_the_commit() {
@@ -960,6 +1015,7 @@ async fn who_votes_differently_after_a_restore_has_lost_the_commit() {
     world.put_back(&backup).await;
     assert_eq!(world.number("insert into item (id, done, txid) values ('a', 1, 'nobody') returning 1"), 1);
     let running = world.start().await;
+    assert_eq!(world.ballot(&branch).await, YES, "said again, to know where the votes end");
     assert_eq!(world.ballot(&branch).await, no("TAKEN"));
     world.decide(&branch, Verdict::Commit);
     world.until_counted("select count(*) from suture_audit where entry like 'lost:%'", 1).await;

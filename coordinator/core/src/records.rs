@@ -5,10 +5,9 @@ use std::collections::BTreeSet;
 
 use suture_contract::codec::{self, RequestsRecord, Unreadable};
 use suture_contract::ids::{LogLetters, OrderKey, Participant, Shard};
-use suture_contract::messages::{
-    Ballot, Cancel, MAX_BRANCHES, MAX_DEADLINE_MS, MAX_REQUEST_BYTES, Request, Vote, Voter,
-};
+use suture_contract::messages::{Cancel, MAX_BRANCHES, MAX_DEADLINE_MS, MAX_REQUEST_BYTES, Request, Vote};
 use suture_contract::partitioner::shard_of;
+use suture_contract::register::{NoVote, Register};
 
 use crate::shard::{Raw, Rejected, VoidVote};
 
@@ -78,24 +77,15 @@ impl Place {
     /// # Errors
     /// The version of a record that a later version of Suture has written.
     pub fn read_vote(&self, participant: &Participant, raw: Raw<'_>) -> Result<Result<Vote, VoidVote>, u64> {
-        let vote: Vote = match codec::decode(raw.value.unwrap_or_default()) {
-            Ok(vote) => vote,
-            Err(Unreadable::Newer { v }) => return Err(v),
-            Err(_) => return Ok(Err(VoidVote::Unreadable)),
-        };
-        if vote.txid.log != self.log {
-            return Ok(Err(VoidVote::ForeignLog));
+        let register = Register { log: self.log, shard: self.shard, participant };
+        match register.read_vote(raw.key, raw.value) {
+            Ok(vote) => Ok(Ok(vote)),
+            Err(NoVote::Newer { v }) => Err(v),
+            Err(NoVote::Unreadable) => Ok(Err(VoidVote::Unreadable)),
+            Err(NoVote::ForeignLog) => Ok(Err(VoidVote::ForeignLog)),
+            Err(NoVote::Misrouted) => Ok(Err(VoidVote::Misrouted)),
+            Err(NoVote::Malformed) => Ok(Err(VoidVote::Malformed)),
         }
-        let key_fits = raw.key.is_some_and(|key| key == vote.txid.to_string().as_bytes());
-        if !key_fits || vote.txid.shard != self.shard || vote.participant != *participant {
-            return Ok(Err(VoidVote::Misrouted));
-        }
-        let well_formed = match (vote.vote, vote.by) {
-            (Ballot::No, Voter::Participant | Voter::Coordinator) => vote.code.is_some(),
-            (Ballot::Yes, Voter::Participant) => true,
-            (Ballot::Yes, Voter::Coordinator) => false,
-        };
-        Ok(if well_formed { Ok(vote) } else { Err(VoidVote::Malformed) })
     }
 }
 

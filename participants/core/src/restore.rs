@@ -4,30 +4,34 @@
 //! position ([`went_back`]). A ledger that is brought back takes a new name of the same stem, so that a database that is
 //! restored a second time, from the same old backup, is noticed again.
 //!
-//! **Brought back** by the decisions from the ledger's own position on, and by the prepares, which hold the payloads:
+//! **Brought back** by the decisions from the ledger's own position on, by the prepares, which hold the payloads, and by its own votes,
+//! which say what it has promised:
 //!
-//! | decision | the ledger has | its prepare | so it is |
-//! |---|---|---|---|
-//! | abort | anything | anything | decided, as always |
-//! | commit | a branch in doubt | anything | decided, as always |
-//! | commit | a row | anything | known |
-//! | commit | nothing | in the log | done again |
-//! | commit | nothing | trimmed | lost |
-//! | none | a branch in doubt | anything | known |
-//! | none | a row | anything | known |
-//! | none | nothing | there when it began | prepared again |
-//! | none | nothing | came since | left to the service |
-//! | none | nothing | trimmed | left to the service |
+//! | decision | the ledger has | its prepare | its vote | so it is |
+//! |---|---|---|---|---|
+//! | abort | anything | anything | anything | decided, as always |
+//! | commit | a branch in doubt | anything | anything | decided, as always |
+//! | commit | a row | anything | anything | known |
+//! | commit | nothing | in the log | anything | done again |
+//! | commit | nothing | not found | anything | lost |
+//! | none | a branch in doubt | anything | anything | known |
+//! | none | a row | anything | anything | known |
+//! | none | nothing | in the log | yes | prepared again |
+//! | none | nothing | in the log | no | left to the service |
+//! | none | nothing | in the log | none | voted no |
+//! | none | nothing | not found | anything | left to the service |
 //!
 //! - What is decided as always is so while the decisions are read, and needs no memory. What is done again is kept ([`Plan`]):
 //!   some 150 bytes a commit.
 //! - **In the order of the decisions**: that of the log within a shard, the broker's time between shards. What fails is tried
-//!   again after all others, for it may build on what another shard has decided, until a whole round helps nobody.
-//! - Who was asked for before bringing back began and has no decision may have said yes, and his vote stands in the log; so he is prepared
-//!   again, last. Below the own position he was in doubt when the backup was made, and the backup does not hold branches in
-//!   doubt (a dump never does). Above it the service will ask for him once more, but his commit may come first, and the
-//!   service reads decisions first. Who never said yes is prepared too early, which is harmless: he is the last that was asked
-//!   for of his order key, for the next one is asked for when he is decided.
+//!   again after all others, for it may build on what another shard has decided.
+//! - **Who said yes and has no decision is prepared again**, last; he may be committed at any time. Below the own position he was in
+//!   doubt when the backup was made, and the backup does not hold branches in doubt (a dump never does). Above it the service will
+//!   ask for him once more, but his commit may come first, and the service reads decisions first.
+//! - **Who said no is left alone**: prepared, he might hold what another one needs who said yes.
+//! - **Nobody may say yes later.** A vote that was on its way when the database went back may land at any time. So whoever has no vote
+//!   gets a no ([`Plan::unvoted`]), and the first record that then stands in his register counts, as it does for everyone. That no also
+//!   shows that his shard's votes are read to their end: an end that a leader shows may be an old one.
 //! - A copy of a decision may come long after its row was purged: what lies below the mark is known as well.
 //!
 //! Left out: what the ledger has. Whoever carries the plan out asks the database, in batches.
@@ -36,7 +40,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet};
 
 use suture_contract::ids::{RequestHash, Shard, Txid};
-use suture_contract::messages::{Decision, Prepare, Verdict};
+use suture_contract::messages::{Ballot, Decision, Prepare, Verdict};
 
 /// What a ledger's name begins with, however often it was brought back.
 pub fn stem(ledger: &str) -> &str {
@@ -69,13 +73,12 @@ pub enum Has {
     InDoubt,
 }
 
-/// Where the prepare of a transaction is.
+/// Whether the prepare of a transaction is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs)]
 pub enum Asked {
-    Before,
-    Since,
-    Trimmed,
+    InLog,
+    NotFound,
 }
 
 /// What is done about a transaction.
@@ -91,19 +94,24 @@ pub enum Course {
     Lost,
     /// Prepare it.
     Prepare,
+    /// Fill its register with a no, if it is empty still.
+    VoteNo,
     /// It comes by itself, if it comes.
     Leave,
 }
 
-/// The table.
-pub fn course(decision: Option<Verdict>, has: Has, asked: Asked) -> Course {
-    match (decision, has, asked) {
-        (Some(Verdict::Abort), _, _) | (Some(Verdict::Commit), Has::InDoubt, _) => Course::Decide,
-        (Some(Verdict::Commit) | None, Has::Row, _) | (None, Has::InDoubt, _) => Course::Known,
-        (Some(Verdict::Commit), Has::Nothing, Asked::Before | Asked::Since) => Course::Redo,
-        (Some(Verdict::Commit), Has::Nothing, Asked::Trimmed) => Course::Lost,
-        (None, Has::Nothing, Asked::Before) => Course::Prepare,
-        (None, Has::Nothing, Asked::Since | Asked::Trimmed) => Course::Leave,
+/// The table. `said`: what stands in the own register.
+pub fn course(decision: Option<Verdict>, has: Has, asked: Asked, said: Option<Ballot>) -> Course {
+    match (decision, has, asked, said) {
+        (Some(Verdict::Abort), _, _, _) | (Some(Verdict::Commit), Has::InDoubt, _, _) => Course::Decide,
+        (Some(Verdict::Commit) | None, Has::Row, _, _) | (None, Has::InDoubt, _, _) => Course::Known,
+        (Some(Verdict::Commit), Has::Nothing, Asked::InLog, _) => Course::Redo,
+        (Some(Verdict::Commit), Has::Nothing, Asked::NotFound, _) => Course::Lost,
+        (None, Has::Nothing, Asked::InLog, Some(Ballot::Yes)) => Course::Prepare,
+        (None, Has::Nothing, Asked::InLog, None) => Course::VoteNo,
+        (None, Has::Nothing, Asked::InLog, Some(Ballot::No)) | (None, Has::Nothing, Asked::NotFound, _) => {
+            Course::Leave
+        }
     }
 }
 
@@ -125,13 +133,6 @@ pub struct Due {
     pub place: Option<Place>,
 }
 
-impl Due {
-    /// Whether its prepare stands below the offset of its shard.
-    pub fn is_below(&self, offsets: &BTreeMap<Shard, u64>) -> bool {
-        self.place.zip(offsets.get(&self.txid.shard)).is_some_and(|(place, offset)| place.offset < *offset)
-    }
-}
-
 /// What is kept of the logs.
 #[derive(Debug, Default)]
 pub struct Plan {
@@ -139,13 +140,40 @@ pub struct Plan {
     commits: BTreeMap<Shard, Vec<Commit>>,
     /// Of each commit: what it is about, and its prepare.
     prepares: HashMap<Txid, (RequestHash, Option<Place>)>,
-    undecided: BTreeMap<Txid, Due>,
+    /// Undecided, and the ledger has nothing of it.
+    open: BTreeMap<Txid, Open>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Commit {
     txid: Txid,
     time_ms: i64,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    /// What its prepare is about, and where that is.
+    asked: Option<(RequestHash, Place)>,
+    /// The first vote about each.
+    said: Vec<(RequestHash, Ballot)>,
+}
+
+impl Open {
+    fn said(&self, of: &RequestHash) -> Option<Ballot> {
+        self.said.iter().find(|(hash, _)| hash == of).map(|(_, ballot)| *ballot)
+    }
+
+    fn course(&self) -> Course {
+        let (asked, said) = match &self.asked {
+            Some((hash, _)) => (Asked::InLog, self.said(hash)),
+            None => (Asked::NotFound, None),
+        };
+        course(None, Has::Nothing, asked, said)
+    }
+
+    fn promised(&self) -> bool {
+        self.said.iter().any(|(_, ballot)| *ballot == Ballot::Yes)
+    }
 }
 
 impl Plan {
@@ -157,40 +185,57 @@ impl Plan {
     /// A decision was read. `true`: carry it out as always.
     pub fn decided(&mut self, decision: &Decision, time_ms: i64) -> bool {
         let txid = decision.txid;
+        let open = self.open.remove(&txid);
         let has = if self.in_doubt.contains(&txid) { Has::InDoubt } else { Has::Nothing };
         // Whether there is a row is asked later, of many at once; where the prepare is, the other log tells.
-        if course(Some(decision.outcome), has, Asked::Since) == Course::Decide {
+        if course(Some(decision.outcome), has, Asked::InLog, None) == Course::Decide {
             return true;
         }
-        if self.prepares.insert(txid, (decision.hash, None)).is_none() {
+        let asked = open.and_then(|open| open.asked).filter(|(hash, _)| *hash == decision.hash);
+        let place = asked.map(|(_, place)| place);
+        if self.prepares.insert(txid, (decision.hash, place)).is_none() {
             self.commits.entry(txid.shard).or_default().push(Commit { txid, time_ms });
         }
         false
     }
 
-    /// A prepare was read; `end` is where their log ended when bringing back began. `true`: it stands before that and no commit of it was
-    /// read, so it may be one to be prepared again ([`Plan::undecided`]) if the ledger has nothing of it. (Of what was aborted
-    /// it has a row by now.)
-    pub fn asked(&mut self, prepare: &Prepare, place: Place, end: u64) -> bool {
-        if let Some((hash, found)) = self.prepares.get_mut(&prepare.txid) {
-            if prepare.hash == *hash {
-                found.get_or_insert(place);
-            }
-            return false;
+    /// A prepare was read. `true`: it may be open ([`Plan::open_asked`]), if the ledger has nothing of it. (Of what was aborted it has
+    /// a row by now.)
+    pub fn asked(&mut self, prepare: &Prepare, place: Place) -> bool {
+        if let Some((hash, found)) = self.prepares.get_mut(&prepare.txid)
+            && prepare.hash == *hash
+        {
+            found.get_or_insert(place);
         }
-        let has = if self.in_doubt.contains(&prepare.txid) { Has::InDoubt } else { Has::Nothing };
-        let asked = if place.offset < end { Asked::Before } else { Asked::Since };
-        course(None, has, asked) == Course::Prepare
+        self.may_be_open(&prepare.txid)
     }
 
-    /// The ledger has nothing of this one.
-    pub fn undecided(&mut self, txid: Txid, place: Place) {
-        self.undecided.insert(txid, Due { txid, place: Some(place) });
+    /// Whether it is open if the ledger has nothing of it.
+    pub fn may_be_open(&self, txid: &Txid) -> bool {
+        !self.prepares.contains_key(txid) && !self.in_doubt.contains(txid)
+    }
+
+    /// It was asked for, and the ledger has nothing of it. Of copies the first one counts.
+    pub fn open_asked(&mut self, txid: Txid, hash: RequestHash, place: Place) {
+        self.open.entry(txid).or_default().asked.get_or_insert((hash, place));
+    }
+
+    /// It was voted on, and the ledger has nothing of it. In the order of the log.
+    pub fn open_voted(&mut self, txid: Txid, hash: RequestHash, ballot: Ballot) {
+        let open = self.open.entry(txid).or_default();
+        if open.said(&hash).is_none() {
+            open.said.push((hash, ballot));
+        }
+    }
+
+    /// Whether it has a yes of ours, as far as is known here: a commit shows that too.
+    pub fn has_promised(&self, txid: &Txid) -> bool {
+        self.prepares.contains_key(txid) || self.open.get(txid).is_some_and(Open::promised)
     }
 
     /// It was decided before the own position: whatever the ledger says about it stands.
     pub fn was_decided(&mut self, txid: &Txid) {
-        self.undecided.remove(txid);
+        self.open.remove(txid);
     }
 
     /// How many commits are kept.
@@ -198,19 +243,41 @@ impl Plan {
         self.prepares.len()
     }
 
-    /// The shards of which something below these offsets may have to be prepared.
-    pub fn shards_undecided(&self, below: &BTreeMap<Shard, u64>) -> Vec<Shard> {
-        let shards: BTreeSet<Shard> =
-            self.undecided.values().filter(|due| due.is_below(below)).map(|due| due.txid.shard).collect();
-        shards.into_iter().collect()
+    /// The shards of which something may have been decided before the own position. On the prepares that is `below`; what was asked for
+    /// above it was decided above it, or has its row.
+    pub fn shards_open(&self, below: &BTreeMap<Shard, u64>) -> BTreeSet<Shard> {
+        let is_below = |(txid, open): (&Txid, &Open)| {
+            let is_above =
+                |(_, place): (RequestHash, Place)| below.get(&txid.shard).is_some_and(|own| place.offset >= *own);
+            (!open.asked.is_some_and(is_above)).then_some(txid.shard)
+        };
+        self.open.iter().filter_map(is_below).collect()
     }
 
-    /// What is to be prepared, in the order of the log. First what lies below these offsets, whose votes are acknowledged: a
-    /// database may have no room for the others.
-    pub fn to_prepare(&self, acknowledged: &BTreeMap<Shard, u64>) -> Vec<Due> {
-        let mut due: Vec<Due> = self.undecided.values().copied().collect();
-        due.sort_by_key(|due| (!due.is_below(acknowledged), due.txid.shard, due.place.map(|place| place.offset)));
+    /// Those that were asked for and have no vote, and what about.
+    pub fn unvoted(&self) -> Vec<(Txid, RequestHash)> {
+        let unvoted = self.open.iter().filter(|(_, open)| open.course() == Course::VoteNo);
+        unvoted.filter_map(|(txid, open)| Some((*txid, open.asked?.0))).collect()
+    }
+
+    /// Those that have a yes, and whose prepares were not met: they may stand behind an old end.
+    pub fn not_found(&self) -> Vec<Txid> {
+        self.open.iter().filter(|(_, open)| open.asked.is_none() && open.promised()).map(|(txid, _)| *txid).collect()
+    }
+
+    /// What is to be prepared, in the order of the log.
+    pub fn to_prepare(&self) -> Vec<Due> {
+        let promised = self.open.iter().filter(|(_, open)| open.course() == Course::Prepare);
+        let due = |(txid, open): (&Txid, &Open)| Due { txid: *txid, place: open.asked.map(|(_, place)| place) };
+        let mut due: Vec<Due> = promised.map(due).collect();
+        due.sort_by_key(|due| (due.txid.shard, due.place.map(|place| place.offset)));
         due
+    }
+
+    /// It is prepared: its decision is carried out as always.
+    pub fn prepared(&mut self, txid: Txid) {
+        self.open.remove(&txid);
+        self.in_doubt.insert(txid);
     }
 
     /// The commits in the order in which they are tried: of a shard in that of its log, between shards in that of time.
@@ -226,6 +293,14 @@ impl Plan {
             heads.extend(next_of(shard, place + 1));
         }
         order
+    }
+
+    /// These commits are in the ledger.
+    pub fn redone(&mut self, txids: &HashSet<Txid>) {
+        for commits in self.commits.values_mut() {
+            commits.retain(|commit| !txids.contains(&commit.txid));
+        }
+        self.prepares.retain(|txid, _| !txids.contains(txid));
     }
 }
 
@@ -297,7 +372,7 @@ mod tests {
             .collect();
         let mut seen = 0;
         for row in &rows {
-            let [decision, has, asked, expected] = row.as_slice() else { panic!("{row:?}") };
+            let [decision, has, asked, said, expected] = row.as_slice() else { panic!("{row:?}") };
             let decision = match decision.as_str() {
                 "abort" => Some(Verdict::Abort),
                 "commit" => Some(Verdict::Commit),
@@ -312,11 +387,16 @@ mod tests {
                 other => panic!("{other}"),
             };
             let asked = match asked.as_str() {
-                "anything" => vec![Asked::Before, Asked::Since, Asked::Trimmed],
-                "in the log" => vec![Asked::Before, Asked::Since],
-                "there when it began" => vec![Asked::Before],
-                "came since" => vec![Asked::Since],
-                "trimmed" => vec![Asked::Trimmed],
+                "anything" => vec![Asked::InLog, Asked::NotFound],
+                "in the log" => vec![Asked::InLog],
+                "not found" => vec![Asked::NotFound],
+                other => panic!("{other}"),
+            };
+            let said = match said.as_str() {
+                "anything" => vec![Some(Ballot::Yes), Some(Ballot::No), None],
+                "yes" => vec![Some(Ballot::Yes)],
+                "no" => vec![Some(Ballot::No)],
+                "none" => vec![None],
                 other => panic!("{other}"),
             };
             let expected = match expected.as_str() {
@@ -325,17 +405,20 @@ mod tests {
                 "done again" => Course::Redo,
                 "lost" => Course::Lost,
                 "prepared again" => Course::Prepare,
+                "voted no" => Course::VoteNo,
                 "left to the service" => Course::Leave,
                 other => panic!("{other}"),
             };
             for has in &has {
                 for asked in &asked {
-                    assert_eq!(course(decision, *has, *asked), expected, "{row:?}");
-                    seen += 1;
+                    for said in &said {
+                        assert_eq!(course(decision, *has, *asked, *said), expected, "{row:?}");
+                        seen += 1;
+                    }
                 }
             }
         }
-        assert_eq!(seen, 27, "every case once");
+        assert_eq!(seen, 54, "every case once");
     }
 
     fn txid(shard: u16, offset: u64) -> Txid {
@@ -376,38 +459,98 @@ mod tests {
         assert!(!plan.decided(&decision(txid(0, 3), Verdict::Commit), 3));
         assert!(!plan.decided(&decision(txid(0, 3), Verdict::Commit), 4), "a copy");
         assert_eq!(plan.kept(), 1);
-        assert_eq!(plan.to_redo(), [Due { txid: txid(0, 3), place: None }], "no prepare was read: trimmed");
-        assert!(!plan.asked(&prepare(txid(0, 3), 'b'), at(7), 9));
+        assert_eq!(plan.to_redo(), [Due { txid: txid(0, 3), place: None }], "no prepare was read");
+        assert!(!plan.asked(&prepare(txid(0, 3), 'b'), at(7)));
         assert_eq!(plan.to_redo()[0].place, None, "another hash is about something else");
-        assert!(!plan.asked(&prepare(txid(0, 3), 'a'), at(8), 9));
-        assert!(!plan.asked(&prepare(txid(0, 3), 'a'), at(9), 9));
+        assert!(!plan.asked(&prepare(txid(0, 3), 'a'), at(8)));
+        assert!(!plan.asked(&prepare(txid(0, 3), 'a'), at(9)));
         assert_eq!(plan.to_redo()[0].place, Some(at(8)), "the first of its copies");
         assert!(!plan.decided(&decision(txid(0, 5), Verdict::Commit), 5));
+        assert!(
+            plan.has_promised(&txid(0, 5)) && !plan.has_promised(&txid(0, 6)),
+            "nothing is committed without a yes"
+        );
         assert_eq!(plan.kept(), 2);
+        plan.redone(&HashSet::from([txid(0, 3)]));
+        assert_eq!((plan.kept(), plan.to_redo()), (1, vec![Due { txid: txid(0, 5), place: None }]));
+        assert!(!plan.decided(&decision(txid(0, 3), Verdict::Commit), 6), "one more copy is looked up once more");
+        assert_eq!(plan.to_redo().len(), 2);
+    }
+
+    fn txids(due: &[Due]) -> Vec<Txid> {
+        due.iter().map(|due| due.txid).collect()
     }
 
     #[test]
-    fn what_may_be_prepared_again_was_asked_for_before_it_began_and_never_decided() {
+    fn who_said_yes_is_prepared_who_said_no_is_not_and_nobody_says_yes_later() {
         let mut plan = Plan::new([txid(0, 1)]);
         plan.decided(&decision(txid(0, 2), Verdict::Commit), 2);
-        assert!(!plan.asked(&prepare(txid(0, 1), 'a'), at(1), 9), "in doubt");
-        assert!(!plan.asked(&prepare(txid(0, 2), 'a'), at(2), 9), "committed");
-        assert!(!plan.asked(&prepare(txid(0, 3), 'a'), at(9), 9), "nobody has voted on it");
-        assert!(plan.asked(&prepare(txid(0, 4), 'a'), at(8), 9));
-        assert!(plan.asked(&prepare(txid(0, 5), 'a'), at(7), 9));
-        let below = |offset| BTreeMap::from([(Shard(0), offset), (Shard(1), offset)]);
-        assert!(plan.shards_undecided(&below(9)).is_empty(), "nobody has looked into the ledger");
-        plan.undecided(txid(0, 4), at(8));
-        plan.undecided(txid(0, 5), at(7));
-        plan.undecided(txid(1, 6), at(0));
-        plan.undecided(txid(1, 7), at(8));
-        assert_eq!(plan.shards_undecided(&below(8)), [Shard(0), Shard(1)]);
-        assert_eq!(plan.shards_undecided(&below(7)), [Shard(1)]);
-        plan.was_decided(&txid(1, 6));
-        let due = |below: &BTreeMap<Shard, u64>| plan.to_prepare(below).iter().map(|due| due.txid).collect::<Vec<_>>();
-        assert_eq!(due(&below(9)), [txid(0, 5), txid(0, 4), txid(1, 7)], "in the order of the log");
-        let of_one = BTreeMap::from([(Shard(1), 9)]);
-        assert_eq!(due(&of_one), [txid(1, 7), txid(0, 5), txid(0, 4)], "what is acknowledged goes first");
+        assert!(!plan.asked(&prepare(txid(0, 1), 'a'), at(1)), "in doubt");
+        assert!(!plan.asked(&prepare(txid(0, 2), 'a'), at(2)), "committed");
+        assert!(!plan.may_be_open(&txid(0, 1)) && !plan.may_be_open(&txid(0, 2)));
+        assert!(plan.asked(&prepare(txid(0, 3), 'a'), at(9)));
+        assert!(plan.to_prepare().is_empty() && plan.unvoted().is_empty(), "nobody has looked into the ledger");
+        for (shard, offset, place) in [(0, 3, 9), (0, 4, 7), (1, 5, 0), (1, 6, 8), (0, 7, 8)] {
+            plan.open_asked(txid(shard, offset), hash('a'), at(place));
+        }
+        plan.open_asked(txid(0, 3), hash('a'), at(10));
+        assert_eq!(plan.unvoted().len(), 5);
+        plan.open_voted(txid(0, 3), hash('a'), Ballot::Yes);
+        plan.open_voted(txid(0, 3), hash('a'), Ballot::No);
+        plan.open_voted(txid(0, 4), hash('a'), Ballot::Yes);
+        plan.open_voted(txid(1, 5), hash('a'), Ballot::No);
+        plan.open_voted(txid(1, 5), hash('a'), Ballot::Yes);
+        plan.open_voted(txid(1, 6), hash('b'), Ballot::Yes);
+        assert_eq!(txids(&plan.to_prepare()), [txid(0, 4), txid(0, 3)], "by the first vote, in the order of the log");
+        assert_eq!(plan.to_prepare()[1].place, Some(at(9)), "the first of its copies");
+        assert_eq!(
+            plan.unvoted(),
+            [(txid(0, 7), hash('a')), (txid(1, 6), hash('a'))],
+            "that yes was about something else"
+        );
+        assert!(plan.has_promised(&txid(0, 3)) && !plan.has_promised(&txid(1, 5)));
+        plan.open_voted(txid(0, 7), hash('a'), Ballot::Yes);
+        plan.open_voted(txid(1, 6), hash('a'), Ballot::No);
+        assert_eq!(txids(&plan.to_prepare()), [txid(0, 4), txid(0, 7), txid(0, 3)]);
+        assert!(plan.unvoted().is_empty());
+        plan.prepared(txid(0, 4));
+        assert!(plan.decided(&decision(txid(0, 4), Verdict::Commit), 5), "it is in doubt now");
+        assert!(plan.decided(&decision(txid(0, 7), Verdict::Abort), 6));
+        assert!(!plan.decided(&decision(txid(0, 3), Verdict::Commit), 7));
+        assert!(plan.to_prepare().is_empty());
+        assert_eq!(
+            plan.to_redo()[1],
+            Due { txid: txid(0, 3), place: Some(at(9)) },
+            "it was decided before it was prepared"
+        );
+    }
+
+    #[test]
+    fn a_promise_shows_that_there_is_a_prepare() {
+        let mut plan = Plan::default();
+        plan.open_voted(txid(0, 3), hash('a'), Ballot::Yes);
+        plan.open_voted(txid(0, 4), hash('a'), Ballot::No);
+        assert_eq!(plan.not_found(), [txid(0, 3)]);
+        assert!(plan.to_prepare().is_empty() && plan.unvoted().is_empty());
+        plan.open_asked(txid(0, 3), hash('a'), at(5));
+        assert!(plan.not_found().is_empty());
+        assert_eq!(txids(&plan.to_prepare()), [txid(0, 3)]);
+    }
+
+    #[test]
+    fn what_was_decided_before_the_own_position_is_not_open() {
+        let mut plan = Plan::default();
+        plan.open_asked(txid(0, 4), hash('a'), at(8));
+        plan.open_asked(txid(1, 5), hash('a'), at(7));
+        plan.open_voted(txid(2, 6), hash('a'), Ballot::Yes);
+        let below = |offset| BTreeMap::from([(Shard(0), offset), (Shard(1), offset), (Shard(2), offset)]);
+        assert_eq!(plan.shards_open(&below(9)), BTreeSet::from([Shard(0), Shard(1), Shard(2)]));
+        assert_eq!(plan.shards_open(&below(8)), BTreeSet::from([Shard(1), Shard(2)]));
+        assert_eq!(plan.shards_open(&below(7)), BTreeSet::from([Shard(2)]), "nobody knows where its prepare stands");
+        plan.was_decided(&txid(2, 6));
+        plan.was_decided(&txid(1, 5));
+        assert!(plan.not_found().is_empty());
+        assert_eq!(plan.unvoted(), [(txid(0, 4), hash('a'))]);
     }
 
     #[test]

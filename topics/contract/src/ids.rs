@@ -278,10 +278,12 @@ pub mod code {
     pub const BUSY: &str = "busy";
     /// Participant: a statement failed.
     pub const STATEMENT_FAILED: &str = "statement_failed";
+    /// Participant: its database was put back to a backup before it had voted.
+    pub const RESTORED: &str = "restored";
 
     /// Whether the same request may succeed when it is asked for again, with nothing else changed.
     pub fn is_retryable(code: &str) -> bool {
-        matches!(code, EXPIRED | IN_PROGRESS | BUSY)
+        matches!(code, EXPIRED | IN_PROGRESS | BUSY | RESTORED)
     }
 
     /// Whether the code says that the business key was met before, and nothing about the business itself.

@@ -8,6 +8,7 @@
 //! - [`ids`]: the names (txid, shard, participant, business key, attempt, hash);
 //! - [`messages`]: the protocol messages, one struct each;
 //! - [`codec`]: bytes to messages and back, and what "unreadable" means;
+//! - [`register`]: what a record of a votes topic must be to be a vote;
 //! - [`remark`]: who asked for a transaction again, and why, as headers for people;
 //! - [`topic_map`]: every topic, declared once;
 //! - [`partitioner`]: the shard of a key, as Kafka's Java clients compute it;
@@ -23,5 +24,6 @@ pub mod codec;
 pub mod decimal;
 pub mod keys;
 pub mod partitioner;
+pub mod register;
 pub mod remark;
 pub mod topic_map;

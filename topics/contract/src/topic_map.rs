@@ -130,7 +130,7 @@ impl Topic {
             Self::Votes(_) => Declaration {
                 purpose: "one participant's vote registers: the first record of a txid is the vote",
                 writer: "that participant; the coordinator's no",
-                reader: "coordinator",
+                reader: "coordinator; that participant when its database is brought back",
                 key: "txid",
                 cleanup: Cleanup::Delete { retention: 14 * DAY },
             },

@@ -2,11 +2,11 @@
 //! the judgement of production: [`branch`], [`marks`], [`course`], [`Lines`].
 
 use suture_contract::ids::Attempt;
-use suture_contract::messages::Verdict;
+use suture_contract::messages::{Ballot, Verdict};
 use suture_participants_core::branch::{self, Answer, Event, KeyRow, Row, State, Step, Violation};
 use suture_participants_core::lines::Lines;
 use suture_participants_core::marks::{self, Candidate, Marks};
-use suture_participants_core::restore::{Asked as Place, Course, Has, course};
+use suture_participants_core::restore::{Asked as Found, Course, Has, course};
 
 use super::alphabet::{Alphabet, Asked, REQUESTS, SHARD};
 use super::property::{Broken, Property};
@@ -216,33 +216,39 @@ impl Ledger {
     }
 
     /// The backup is put back and what is missing is brought back. By request: what the decision log says from the backup's
-    /// position on, and whether the prepare stands below the backup's own position there. `None`: something cannot be.
+    /// position on, whether the prepare stands in the log, and what stands in the own register. Answers whose registers are filled with
+    /// a no too. `None`: something cannot be.
     pub fn restore(
         &self,
         alphabet: &Alphabet,
         decided: &[Option<Verdict>; REQUESTS],
-        asked: &[Option<Place>; REQUESTS],
-    ) -> Option<Self> {
+        is_asked: &[bool; REQUESTS],
+        said: &[Option<Ballot>; REQUESTS],
+    ) -> Option<(Self, Vec<usize>)> {
         let mut ledger = Self { now: self.backup?, restored: true, backup: None, ..*self };
-        for request in 0..alphabet.asked.len() {
+        let mut noes = Vec::new();
+        for request in (0..alphabet.asked.len()).filter(|request| is_asked[*request]) {
             let has = match ledger.now.rows[request] {
                 Kept::Nothing if ledger.is_over(alphabet, request) => Has::Row,
                 Kept::Nothing => Has::Nothing,
                 Kept::InDoubt => Has::InDoubt,
                 _ => Has::Row,
             };
-            let Some(place) = asked[request] else { continue };
-            match course(decided[request], has, place) {
+            match course(decided[request], has, Found::InLog, said[request]) {
                 Course::Decide => {
                     let verdict = decided[request]?;
                     ledger = ledger.decide(alphabet, request, verdict).ok()?;
                 }
                 Course::Redo => ledger.now.rows[request] = Kept::Committed,
                 Course::Prepare => ledger.now.rows[request] = Kept::InDoubt,
+                Course::VoteNo => {
+                    ledger.said_no |= 1 << request;
+                    noes.push(request);
+                }
                 Course::Known | Course::Leave => {}
                 Course::Lost => return None,
             }
         }
-        Some(ledger)
+        Some((ledger, noes))
     }
 }

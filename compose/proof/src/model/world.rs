@@ -5,7 +5,6 @@ use std::sync::Arc;
 use suture_contract::messages::{Ballot, Verdict};
 use suture_coordinator_core::cleanup::{Rules, Sweep};
 use suture_participants_core::branch::Answer;
-use suture_participants_core::restore::Asked as Place;
 
 use super::alphabet::{Alphabet, Asked, Cast, Noted, PARTICIPANTS, REQUESTS};
 use super::ledger::{Kept, Ledger};
@@ -301,14 +300,16 @@ impl World {
                     decided[usize::from(request)] = Some(verdict);
                 }
             }
+            let mut said = [None; REQUESTS];
+            for (request, said) in said.iter_mut().enumerate() {
+                *said = self.logs.register(request, participant);
+            }
             // What was answered was asked for. Whether anything else stands in the log yet is left open.
             for are_all_there in [true, false] {
-                let mut asked = [None; REQUESTS];
-                for (request, asked) in asked.iter_mut().enumerate() {
+                let mut is_asked = [false; REQUESTS];
+                for (request, is_asked) in is_asked.iter_mut().enumerate() {
                     let is_answered = (ledger.said_yes | ledger.said_no) & (1 << request) != 0;
-                    let is_there =
-                        owners.sends.has(Sent::Prepare(request, participant)) && (are_all_there || is_answered);
-                    *asked = is_there.then_some(Place::Before);
+                    *is_asked = owners.sends.has(Sent::Prepare(request, participant)) && (are_all_there || is_answered);
                 }
                 // What was decided before the backup is not undecided, whatever its ledger has.
                 for (offset, noted) in self.logs.decisions_from(0) {
@@ -316,14 +317,17 @@ impl World {
                         && offset < usize::from(backup.position)
                         && decided[usize::from(request)].is_none()
                     {
-                        asked[usize::from(request)] = None;
+                        is_asked[usize::from(request)] = false;
                     }
                 }
-                let Some(restored) = ledger.restore(alphabet, &decided, &asked) else {
+                let Some((restored, noes)) = ledger.restore(alphabet, &decided, &is_asked, &said) else {
                     return Err(Broken::of(Property::Restore, format!("something is LOST at {participant}")));
                 };
                 let mut world = *self;
                 world.ledgers[participant] = restored;
+                for request in noes {
+                    world.logs.votes[participant].push(Cast::No(request as u8).to_byte());
+                }
                 add(Action::Restore { participant }, world);
             }
         }
