@@ -35,7 +35,7 @@ use suture_participants_core::settle::Unsettled;
 use suture_participants_core::values::Value;
 use time::OffsetDateTime;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::config::{Database, ParticipantConfig};
 use crate::ledger::{LEDGER_ID, LedgerName, LedgerRow, OnNo, RESTORING, StoredKeyRow, StoredRow, went_back};
@@ -130,6 +130,20 @@ struct Spent {
 #[derive(Clone)]
 pub struct Backup(Tables, BTreeMap<Txid, Branch>);
 
+impl Backup {
+    /// The same as a dump holds it: without what is prepared.
+    pub fn dumped(self) -> Self {
+        Self(self.0, BTreeMap::new())
+    }
+
+    /// Below which offsets all is done in it: by topic, of one incarnation.
+    pub fn positions(&self) -> BTreeMap<(String, Shard), u64> {
+        let position =
+            |((topic, _, shard), next): (&(String, LogLetters, Shard), &u64)| ((topic.clone(), *shard), *next);
+        self.0.positions.iter().map(position).collect()
+    }
+}
+
 /// What a person counts in it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Count {
@@ -205,6 +219,16 @@ impl SimulatedDatabase {
         self.released.notify_waiters();
     }
 
+    /// Somebody says by hand that it is to be brought back.
+    pub fn mark_as_restored(&self) {
+        self.lock().tables.meta.insert(RESTORING.to_string(), "by hand".to_string());
+    }
+
+    /// Whether it is to be brought back, or is being so.
+    pub fn is_restoring(&self) -> bool {
+        self.lock().tables.meta.contains_key(RESTORING)
+    }
+
     /// Somebody ends a prepared branch by hand: the first behind this one.
     pub fn finish_by_hand(&self, how_is_commit: bool) -> Option<Txid> {
         let mut data = self.lock();
@@ -242,6 +266,22 @@ impl SimulatedDatabase {
 
     fn lock(&self) -> MutexGuard<'_, Data> {
         self.data.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a prepared branch holds what a statement of a local transaction needs.
+    fn is_in_the_way_of(&self, work: Work<'_>) -> bool {
+        let data = self.lock();
+        match work {
+            Work::Insert(row) => data.is_held(row),
+            Work::Step(step, values) => spent(&texts(step, values)).is_some_and(|spent| data.is_locked(&spent.account)),
+            Work::Finish(..) | Work::Remove(_) | Work::Note(_) | Work::LookAtMark(_) => false,
+        }
+    }
+
+    /// Until somebody has released one, and no longer than for a while. Who waits here is refused also if it is released: a copy of
+    /// the tables was made before.
+    async fn wait_for_lock(&self) {
+        let _ = timeout(LOCK_TIMEOUT, self.released.notified()).await;
     }
 
     /// One statement, or one flight: it happens at one moment, or not at all.
@@ -614,6 +654,8 @@ struct Open {
     tables: Tables,
     /// Before each branch of the last call.
     savepoints: Vec<Tables>,
+    /// It has waited: the copy is an old one, and takes nobody's place any more.
+    is_old: bool,
 }
 
 impl LocalSession<'_> {
@@ -624,7 +666,12 @@ impl LocalSession<'_> {
 
 impl Session for LocalSession<'_> {
     async fn begin(&mut self) -> Result<(), Trouble> {
-        let begin = |data: &mut Data| Open { life: data.life, tables: data.tables.clone(), savepoints: Vec::new() };
+        let begin = |data: &mut Data| Open {
+            life: data.life,
+            tables: data.tables.clone(),
+            savepoints: Vec::new(),
+            is_old: false,
+        };
         // The answer to it is the first one's: nothing may come between the copy and its use.
         let (there, luck) = {
             let mut data = self.database.lock();
@@ -643,7 +690,7 @@ impl Session for LocalSession<'_> {
         let Some(open) = self.open.take() else { return Err(Trouble::silence()) };
         let (back, life) = {
             let mut data = self.database.lock();
-            if data.life != open.life {
+            if data.life != open.life || open.is_old {
                 return Err(Trouble::silence());
             }
             data.tables = open.tables;
@@ -702,6 +749,7 @@ impl Session for LocalSession<'_> {
     }
 
     async fn branches(&mut self, works: &[Vec<Work<'_>>]) -> Vec<Landed> {
+        let database = self.database.clone();
         let Ok(open) = self.open() else { return Vec::new() };
         open.savepoints.clear();
         let mut landed = Vec::new();
@@ -710,6 +758,12 @@ impl Session for LocalSession<'_> {
             let mut rows = Vec::new();
             let mut trouble = None;
             for work in work {
+                if database.is_in_the_way_of(*work) {
+                    database.wait_for_lock().await;
+                    open.is_old = true;
+                    trouble = Some(Trouble { blame: Blame::Busy, code: "lock".to_string() });
+                    break;
+                }
                 match open.tables.work(*work) {
                     Ok(changed) => rows.push(changed),
                     Err(met) => {

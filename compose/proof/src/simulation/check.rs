@@ -172,7 +172,10 @@ pub fn is_decided(world: &World) -> Result<(), String> {
 /// Whether everything has come to its end; else what has not.
 pub fn is_settled(world: &World) -> Result<(), String> {
     is_decided(world)?;
-    for (name, database) in world.names().iter().zip(&world.databases) {
+    for (seat, (name, database)) in world.names().iter().zip(&world.databases).enumerate() {
+        if world.is_going_back(seat) {
+            return Err(format!("{name} is not brought back"));
+        }
         let (group, ledger) = (participant_group(&world.kafka.prefix, name), database.ledger_id());
         for topic in [Topic::Prepare(name.clone()), Topic::Decisions].map(|topic| topic.name(&world.kafka.prefix)) {
             for shard in world.each_shard() {
@@ -195,11 +198,15 @@ pub fn is_settled(world: &World) -> Result<(), String> {
 pub fn acknowledgements(world: &World) -> Vec<String> {
     let mut wrong = Vec::new();
     let decisions = Topic::Decisions.name(&world.kafka.prefix);
-    for (name, database) in world.names().iter().zip(&world.databases) {
+    for (seat, (name, database)) in world.names().iter().zip(&world.databases).enumerate() {
+        if world.is_going_back(seat) {
+            continue;
+        }
         let (group, count) = (participant_group(&world.kafka.prefix, name), database.count());
         for shard in world.each_shard() {
             let Some(committed) = world.cluster.committed(&group, &decisions, shard.partition()) else { continue };
-            if committed.metadata.is_empty() {
+            let is_void = world.was_put_back(seat) && committed.metadata != database.ledger_id();
+            if committed.metadata.is_empty() || is_void {
                 continue;
             }
             // What is compacted away between two copies nobody reads: the last one counts.

@@ -114,6 +114,22 @@ pub enum Trouble {
     Retention,
     JumpClock { ms: i64 },
     StayAway { seat: usize },
+    PutBackup(PutBackup),
+}
+
+/// A backup is made, and put in place of the database some time later.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PutBackup {
+    /// Whose database.
+    pub seat: usize,
+    /// How long after it was made all processes of it are ended.
+    pub after: Duration,
+    /// How long they are away until it is in its place.
+    pub takes: Duration,
+    /// It has no prepared branches.
+    pub is_dump: bool,
+    /// Whoever puts it back forgets to say so, if the participant notices by itself.
+    pub is_unsaid: bool,
 }
 
 const NAMES: [&str; 3] = ["hospital", "insurer", "surgeon-log"];
@@ -316,5 +332,35 @@ impl Plan {
             let seat = draw.index(self.participants.len());
             self.troubles.push((draw.ms(0, length.as_millis() as u64), Trouble::StayAway { seat }));
         }
+        if draw.below(5) == 0 {
+            self.draw_backups(draw, length);
+        }
+    }
+
+    fn draw_backups(&mut self, draw: &mut Draw, length: Duration) {
+        let length = length.as_millis() as u64;
+        for _ in 0..1 + draw.below(2) {
+            let at = draw.ms(0, length);
+            let after = draw.ms(0, length - at.as_millis() as u64);
+            let is_unsaid = draw.below(2) == 0;
+            // What it acknowledged last has to be there if nobody says anything.
+            let takes = draw.ms(if is_unsaid { 6_500 } else { 500 }, 12_000);
+            let (seat, is_dump) = (draw.index(self.participants.len()), draw.below(2) == 0);
+            self.troubles.push((at, Trouble::PutBackup(PutBackup { seat, after, takes, is_dump, is_unsaid })));
+            // Nobody decides meanwhile: much is in doubt then.
+            if draw.below(3) == 0 {
+                let before = draw.ms(0, 4_000);
+                let away = before + takes + draw.ms(0, 6_000);
+                for process in 0..self.coordinators {
+                    let at = (at + after).saturating_sub(before);
+                    self.troubles.push((at, Trouble::KillCoordinator { process, away }));
+                }
+            }
+        }
+    }
+
+    /// Whether a database of it goes back, were nothing left out.
+    pub fn has_backups(&self) -> bool {
+        self.troubles.iter().any(|(_, trouble)| matches!(trouble, Trouble::PutBackup(_)))
     }
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use suture_topics::simulated::kill;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
+use tokio::task::{JoinError, JoinHandle};
+use tokio::time::{Instant, sleep_until};
 
 /// A service that runs, until it ends or its sender of `true` does.
 pub type Service = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
@@ -38,7 +38,9 @@ pub struct Process {
     starts_at: Option<Instant>,
     /// Nobody starts it until it comes back.
     is_away: bool,
-    /// What it said when it ended by itself.
+    /// So many keep it from being started.
+    held: u32,
+    /// What it said when it ended with an error.
     pub said: Vec<String>,
 }
 
@@ -51,7 +53,7 @@ struct Running {
 impl Process {
     /// Not started yet.
     pub fn new(name: String, start: Start) -> Self {
-        Self { name, start, running: None, starts_at: Some(Instant::now()), is_away: false, said: Vec::new() }
+        Self { name, start, running: None, starts_at: Some(Instant::now()), is_away: false, held: 0, said: Vec::new() }
     }
 
     /// Ends it at once.
@@ -66,6 +68,18 @@ impl Process {
     pub fn leave(&mut self) {
         self.kill(Duration::ZERO);
         self.is_away = true;
+    }
+
+    /// Ends it at once, and nobody starts it until it is let go.
+    pub fn hold(&mut self) {
+        self.kill(Duration::ZERO);
+        self.held += 1;
+    }
+
+    /// Whoever held it lets it go.
+    pub fn let_go(&mut self) {
+        self.held = self.held.saturating_sub(1);
+        self.hurry();
     }
 
     /// Whether it has left.
@@ -99,14 +113,12 @@ impl Process {
         if self.running.as_ref().is_some_and(|running| running.task.is_finished())
             && let Some(running) = self.running.take()
         {
-            match running.task.await {
-                Ok(Ended::Killed | Ended::By(Ok(()))) => {}
-                Ok(Ended::By(Err(said))) => self.said.push(said),
-                Err(panicked) => self.said.push(format!("PANIC {panicked}")),
-            }
+            let ended = running.task.await;
+            self.ended(ended);
             self.starts_at.get_or_insert(Instant::now() + Duration::from_secs(1));
         }
-        if self.running.is_none() && !self.is_away && self.starts_at.is_some_and(|at| at <= Instant::now()) {
+        let may_start = !self.is_away && self.held == 0;
+        if self.running.is_none() && may_start && self.starts_at.is_some_and(|at| at <= Instant::now()) {
             self.starts_at = None;
             let (shutdown, stop) = watch::channel(false);
             let (orders, received) = mpsc::unbounded_channel();
@@ -123,29 +135,37 @@ impl Process {
     }
 
     /// Stops it and waits for its end.
-    pub async fn end(&mut self) -> Result<(), String> {
-        let Some(running) = self.running.take() else { return Ok(()) };
+    pub async fn end(&mut self) {
+        let Some(running) = self.running.take() else { return };
         let _ = running.shutdown.send(true);
-        match running.task.await {
-            Ok(Ended::Killed) => Ok(()),
-            Ok(Ended::By(result)) => result,
-            Err(panicked) => Err(format!("PANIC {panicked}")),
+        self.ended(running.task.await);
+    }
+
+    fn ended(&mut self, ended: Result<Ended, JoinError>) {
+        match ended {
+            Ok(Ended::Killed | Ended::By(Ok(()))) => {}
+            Ok(Ended::By(Err(said))) => self.said.push(said),
+            Err(panicked) => self.said.push(format!("PANIC {panicked}")),
         }
     }
 }
 
 async fn host(mut service: Service, mut orders: mpsc::UnboundedReceiver<Order>) -> Ended {
+    let mut goes_on = Instant::now();
     loop {
+        let is_stalled = goes_on > Instant::now();
         tokio::select! {
             biased;
+            // Also one that is stalled can be killed.
             order = orders.recv() => match order {
-                Some(Order::Stall(time)) => sleep(time).await,
+                Some(Order::Stall(time)) => goes_on = goes_on.max(Instant::now() + time),
                 Some(Order::Kill) | None => {
                     kill(service);
                     return Ended::Killed;
                 }
             },
-            result = &mut service => return Ended::By(result),
+            () = sleep_until(goes_on), if is_stalled => {}
+            result = &mut service, if !is_stalled => return Ended::By(result),
         }
     }
 }

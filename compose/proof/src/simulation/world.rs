@@ -16,14 +16,15 @@ use suture_contract::partitioner::shard_of;
 use suture_contract::topic_map::{Topic, coordinator_group, participant_group};
 use suture_coordinator::service::CoordinatorSettings;
 use suture_participants::config::ParticipantConfig;
-use suture_participants::simulated::{DatabaseLuck, Fate, SimulatedDatabase, SimulatedServer};
+use suture_participants::service::ServiceError;
+use suture_participants::simulated::{Backup, DatabaseLuck, Fate, SimulatedDatabase, SimulatedServer};
 use suture_topics::settings::KafkaSettings;
 pub use suture_topics::simulated::BEGINS_MS;
 use suture_topics::simulated::{Cluster, Luck};
 use tokio::time::{Instant, sleep_until};
 
 use super::check::{self, Asked};
-use super::plan::{Ask, Plan, Seat, Trouble};
+use super::plan::{Ask, Plan, PutBackup, Seat, Trouble};
 use super::processes::{Process, Service};
 
 /// How long all of it may take to settle once everything works.
@@ -32,6 +33,10 @@ const SETTLES_WITHIN: Duration = Duration::from_secs(600);
 const EMPTY: Duration = Duration::from_millis(7_000);
 /// What was committed so long ago is never committed again.
 const OLD: Duration = Duration::from_secs(6);
+/// So long after a process was killed no commit of it lands any more.
+const LATEST_COMMIT: Duration = Duration::from_secs(6);
+/// Longer than keeping a backup matters: none that is put back is older than what is kept of the decisions.
+const KEEP_S: u64 = 30 * 86_400;
 /// Between two looks of whoever supervises the processes.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -79,6 +84,19 @@ pub struct World {
     with_offsets: Vec<(Instant, Trouble)>,
     /// What the coordinators had committed of the requests, when: what lies below is old some time later.
     committed: Vec<(Instant, Shard, u64)>,
+    /// Backups that are going to be put back.
+    restores: Vec<Restore>,
+    /// By participant whose database was put back: the name of its ledger then, if nobody has said so to it.
+    put_back: BTreeMap<usize, Option<String>>,
+}
+
+/// A backup on its way.
+struct Restore {
+    backup: Backup,
+    put: PutBackup,
+    /// When the next thing happens with it.
+    at: Instant,
+    is_down: bool,
 }
 
 /// Chance for one database.
@@ -174,6 +192,8 @@ impl World {
             began,
             with_offsets: Vec::new(),
             committed: Vec::new(),
+            restores: Vec::new(),
+            put_back: BTreeMap::new(),
         }
     }
 
@@ -202,6 +222,9 @@ impl World {
             }
         }
         self.until(self.began + self.plan.heals).await;
+        while !self.restores.is_empty() {
+            self.until(Instant::now() + LOOK).await;
+        }
         self.heal();
         // Whoever is away keeps nobody waiting for longer than the deadlines, of ordered ones one after the other.
         let is_away = self.participants.iter().any(|(_, process)| process.is_away());
@@ -211,11 +234,9 @@ impl World {
         wrong.extend(self.come_to("not settled", check::is_settled, SETTLES_WITHIN).await);
         let processes = self.coordinators.iter_mut().chain(self.participants.iter_mut().map(|(_, process)| process));
         for process in processes {
-            if let Err(said) = process.end().await {
-                wrong.push(format!("{} ended: {said}", process.name));
-            }
-            wrong.extend(process.said.iter().map(|said| format!("{} ended by itself: {said}", process.name)));
+            process.end().await;
         }
+        wrong.extend(self.ended_by_themselves());
         self.struck.append(&mut self.fates.lock().unwrap_or_else(PoisonError::into_inner));
         self.struck.extend(self.cluster.hits().into_iter().map(|hit| {
             let txid =
@@ -223,6 +244,21 @@ impl World {
             Struck { kind: hit.kind, at: hit.at, txid, shard: Shard::of_partition(hit.partition), participant: None }
         }));
         wrong.extend(check::all(self));
+        wrong
+    }
+
+    /// Processes that nobody has ended.
+    fn ended_by_themselves(&self) -> Vec<String> {
+        let went_back = ServiceError::WentBack.to_string();
+        let coordinators = self.coordinators.iter().map(|process| (None, process));
+        let participants = self.participants.iter().map(|(seat, process)| (Some(*seat), process));
+        let mut wrong = Vec::new();
+        for (seat, process) in coordinators.chain(participants) {
+            let was_put_back = seat.is_some_and(|seat| self.put_back.contains_key(&seat));
+            let is_right = |said: &&String| was_put_back && **said == went_back;
+            let said = process.said.iter().filter(|said| !is_right(said));
+            wrong.extend(said.map(|said| format!("{} ended: {said}", process.name)));
+        }
         wrong
     }
 
@@ -260,6 +296,7 @@ impl World {
                     false => self.with_offsets.push((due, trouble)),
                 }
             }
+            self.go_on_with_restores();
             let next = (Instant::now() + LOOK).min(at);
             sleep_until(next).await;
             if next == at {
@@ -408,6 +445,12 @@ impl World {
                 of_seat.for_each(|(_, process)| process.leave());
                 self.strike("stay_away", None, Some(seat));
             }
+            Trouble::PutBackup(ref put) => {
+                let backup = self.databases[put.seat].backup();
+                let backup = if put.is_dump { backup.dumped() } else { backup };
+                let at = Instant::now() + put.after;
+                self.restores.push(Restore { backup, put: put.clone(), at, is_down: false });
+            }
             Trouble::JumpClock { ms } => {
                 self.cluster.jump(ms);
                 self.strike("jump_clock", None, None);
@@ -427,6 +470,77 @@ impl World {
                 self.strike("retention", None, None);
             }
         }
+    }
+
+    /// Ends the participants whose databases are going to be put back, puts them back, and starts them again.
+    fn go_on_with_restores(&mut self) {
+        let now = Instant::now();
+        let (due, others) =
+            std::mem::take(&mut self.restores).into_iter().partition(|restore: &Restore| restore.at <= now);
+        self.restores = others;
+        for restore in due {
+            let seat = restore.put.seat;
+            let of_seat = self.participants.iter_mut().filter(|(of, _)| *of == seat).map(|(_, process)| process);
+            if restore.is_down {
+                self.put_back(restore);
+            } else {
+                of_seat.for_each(Process::hold);
+                let at = now + restore.put.takes;
+                self.restores.push(Restore { at, is_down: true, ..restore });
+            }
+        }
+    }
+
+    fn put_back(&mut self, Restore { backup, put, .. }: Restore) {
+        let PutBackup { seat, takes, is_dump, is_unsaid, .. } = put;
+        let is_noticed = takes >= LATEST_COMMIT && self.tells_by_itself(seat, &backup);
+        let database = &self.databases[seat];
+        database.restore(backup);
+        // The backup may say so itself: it was made while this one was brought back.
+        let is_unsaid = is_unsaid && is_noticed && !database.is_restoring();
+        if !is_unsaid {
+            database.mark_as_restored();
+        }
+        self.put_back.insert(seat, is_unsaid.then(|| database.ledger_id()));
+        let of_seat = self.participants.iter_mut().filter(|(of, _)| *of == seat).map(|(_, process)| process);
+        of_seat.for_each(Process::let_go);
+        self.strike(if is_dump { "put_dump" } else { "put_backup" }, None, Some(seat));
+        if is_unsaid {
+            self.strike("put_back_unsaid", None, Some(seat));
+        }
+    }
+
+    /// Whether the group has acknowledged more than this backup holds, and nothing takes that away.
+    fn tells_by_itself(&self, seat: usize, backup: &Backup) -> bool {
+        let loses = |(_, trouble): &(Duration, Trouble)| match trouble {
+            Trouble::LoseParticipantsOffsets { seat: of } | Trouble::ResetParticipantsOffset { seat: of, .. } => {
+                *of == seat
+            }
+            _ => false,
+        };
+        let name = self.plan.participants[seat].name.parse().expect("a participant's name");
+        let group = participant_group(&self.kafka.prefix, &name);
+        let topics = [Topic::Prepare(name), Topic::Decisions].map(|topic| topic.name(&self.kafka.prefix));
+        let positions = backup.positions();
+        let logs = topics.iter().flat_map(|topic| (0..self.plan.shards).map(move |shard| (topic, Shard(shard))));
+        let lies_above = |(topic, shard): (&String, Shard)| {
+            let own = positions.get(&(topic.clone(), shard)).copied().unwrap_or(0);
+            let committed = self.cluster.committed(&group, topic, shard.partition());
+            committed.is_some_and(|committed| !committed.metadata.is_empty() && committed.offset > own)
+        };
+        !self.plan.troubles.iter().any(loses) && logs.into_iter().any(lies_above)
+    }
+
+    /// Whether what a participant has acknowledged is void, and it does not know yet.
+    pub fn is_going_back(&self, seat: usize) -> bool {
+        let database = &self.databases[seat];
+        let is_unknown = self.put_back.get(&seat).is_some_and(|name| *name == Some(database.ledger_id()));
+        database.is_restoring() || is_unknown
+    }
+
+    /// Whether its database was put back.
+    pub fn was_put_back(&self, seat: usize) -> bool {
+        self.put_back.contains_key(&seat)
     }
 
     fn change_offsets(&mut self, trouble: &Trouble) {
@@ -500,7 +614,7 @@ fn coordinator_settings(plan: &Plan) -> CoordinatorSettings {
     let (window, held_votes) = (plan.window, plan.held_votes);
     let mut settings = CoordinatorSettings { window, held_votes, ..CoordinatorSettings::default() };
     settings.cleanup.interval_s = 7;
-    settings.cleanup.keep_s = 0;
+    settings.cleanup.keep_s = if plan.has_backups() { KEEP_S } else { 0 };
     settings.summary_interval_s = 3_600;
     settings
 }
