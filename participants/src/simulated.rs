@@ -229,13 +229,41 @@ impl SimulatedDatabase {
         self.lock().tables.meta.contains_key(RESTORING)
     }
 
-    /// Somebody ends a prepared branch by hand: the first behind this one.
+    /// Somebody ends a branch in doubt by hand, if there is one; not one that is only left over, for the ledger has its row. What he
+    /// rolls back stays so: he has seen that it is gone.
     pub fn finish_by_hand(&self, how_is_commit: bool) -> Option<Txid> {
         let mut data = self.lock();
-        let txid = *data.prepared.keys().next()?;
-        data.finish(&txid, if how_is_commit { How::Commit } else { How::RollBack });
+        let txid = *data.prepared.keys().find(|txid| !data.tables.ledger.contains_key(txid))?;
+        match how_is_commit {
+            true => data.finish(&txid, How::Commit),
+            false => drop(data.prepared.remove(&txid)),
+        }
         self.released.notify_waiters();
         Some(txid)
+    }
+
+    /// Somebody makes an effect by hand, if that does not take what a branch in doubt may still take. (He waits for nobody's
+    /// locks.)
+    pub fn spend_by_hand(&self, account: &str, amount: i64, token: &str) -> bool {
+        let mut data = self.lock();
+        let spent = data.prepared.values().flat_map(|branch| &branch.spent).filter(|spent| spent.account == account);
+        let promised: i64 = spent.map(|spent| spent.amount).sum();
+        let left = data.tables.accounts.entry(account.to_string()).or_default();
+        if *left - promised < amount {
+            return false;
+        }
+        *left -= amount;
+        *data.tables.effects.entry(token.to_string()).or_default() += 1;
+        true
+    }
+
+    /// Somebody undoes an effect by hand.
+    pub fn undo_by_hand(&self, account: &str, amount: i64, token: &str) {
+        let mut data = self.lock();
+        *data.tables.accounts.entry(account.to_string()).or_default() += amount;
+        let times = data.tables.effects.entry(token.to_string()).or_default();
+        *times = times.saturating_sub(1);
+        data.tables.effects.retain(|_, times| *times > 0);
     }
 
     /// What is in it.
@@ -892,7 +920,7 @@ impl Server for SimulatedServer {
     }
 
     async fn read_marks(&self) -> Result<Marks, Unavailable> {
-        self.session().marks().await.map_err(|trouble| trouble.unavailable("looking at the ledger"))
+        self.database.ask("looking at the ledger", None, |data| data.tables.marks.clone()).await
     }
 
     async fn insert_entries(&self, entries: &[Entry]) -> Result<(), Unavailable> {

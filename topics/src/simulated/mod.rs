@@ -260,6 +260,18 @@ impl State {
         strikes
     }
 
+    /// The end of a log as a leader shows it that was cut off, if we have met one. Who has rested and looks again meets another.
+    fn stale_end(&mut self, (topic, partition): (&str, i32), least: u64) -> Option<u64> {
+        let (luck, draw) = (self.luck, self.draw(u64::MAX) as usize);
+        let log = self.log(topic, partition)?;
+        let ends = log.old_ends().len();
+        if RESTED.get() >= Duration::from_secs(1) || ends == 0 {
+            return None;
+        }
+        let old = log.old_ends().nth(draw % ends).filter(|old| *old >= least)?;
+        self.strikes("stale_end", luck.stale_end, (topic, partition, None)).then_some(old)
+    }
+
     fn note(&mut self, kind: &'static str, (topic, partition, key): (&str, i32, Option<&[u8]>)) {
         let at = self.began.elapsed();
         self.hits.push(Hit { at, kind, topic: topic.into(), partition, key: key.map(<[u8]>::to_vec) });

@@ -1,11 +1,10 @@
 //! Questions about the cluster: see [`crate::simulated`].
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use suture_contract::ids::LogLetters;
 
-use super::{Cluster, RESTED};
+use super::Cluster;
 use crate::failure::KafkaFailure;
 use crate::settings::KafkaSettings;
 pub use crate::told::{GroupInfo, TopicInfo, UnfitTopic, refuse_unfit};
@@ -25,17 +24,9 @@ impl Probe {
     /// has rested and looks again finds the new leader.
     pub fn watermarks(&self, topic: &str, partition: i32) -> Result<(u64, u64), KafkaFailure> {
         let mut state = self.cluster.lock();
-        let (luck, draw) = (state.luck, state.draw(u64::MAX) as usize);
         let log = state.log(topic, partition).ok_or_else(|| unknown(topic))?;
-        let (start, mut end, ends) = (log.start, log.next, log.old_ends().len());
-        if ends > 0 && RESTED.get() < Duration::from_secs(1) {
-            let old = log.old_ends().nth(draw % ends).filter(|old| *old >= start);
-            if let Some(old) = old
-                && state.strikes("stale_end", luck.stale_end, (topic, partition, None))
-            {
-                end = old;
-            }
-        }
+        let (start, end) = (log.start, log.next);
+        let end = state.stale_end((topic, partition), start).unwrap_or(end);
         Ok((start, end))
     }
 

@@ -20,7 +20,8 @@ impl Scanner {
         Ok(Self { cluster: Cluster::current() })
     }
 
-    /// Hands out the records of a partition at the offsets `from..to`, in order, until `take` breaks off.
+    /// Hands out the records of a partition at the offsets `from..to`, in order, until `take` breaks off. A leader that was cut off
+    /// shows an old end, and that is the end; who has rested and looks again finds the new leader.
     pub fn scan(
         &mut self,
         (topic, partition): (&str, i32),
@@ -30,15 +31,19 @@ impl Scanner {
         if from >= to {
             return Ok(());
         }
-        let records: Vec<Arc<Record>> = {
+        let (records, end): (Vec<Arc<Record>>, u64) = {
             let mut state = self.cluster.lock();
             let missing = || KafkaFailure::Fatal(format!("there is no {topic}/{partition}"));
             let log = state.log(topic, partition).ok_or_else(missing)?;
             if from < log.start || from > log.next {
                 return Err(ScanFailure::OutOfRange(format!("{topic}/{partition}/{from}")));
             }
-            log.records.range(from..to).map(|(_, record)| Arc::clone(record)).collect()
+            let (end, records) =
+                (log.next, log.records.range(from..to).map(|(_, record)| Arc::clone(record)).collect());
+            let old = state.stale_end((topic, partition), from).unwrap_or(end);
+            (records, old)
         };
+        let records = records.into_iter().take_while(|record: &Arc<Record>| record.offset < end);
         for record in records {
             if take((*record).clone()).is_break() {
                 break;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use suture_contract::codec::{self, OutcomesRecord};
 use suture_contract::ids::{Participant, Shard, Txid, code};
-use suture_contract::messages::{Ballot, Decision, Outcome, Prepare, Rejection, Request, Verdict, Vote};
+use suture_contract::messages::{Ballot, Decision, Outcome, Prepare, Rejection, Request, Settled, Verdict, Vote};
 use suture_contract::topic_map::{Topic, participant_group};
 use suture_participants::simulated::Count;
 use suture_participants_core::branch::State;
@@ -218,14 +218,64 @@ pub fn acknowledgements(world: &World) -> Vec<String> {
             }
             for (offset, decision) in last.into_values() {
                 let is_theirs = decision.participants.contains(name) && offset < committed.offset;
-                let must_be = |state: &State| match decision.outcome {
-                    Verdict::Commit => *state == State::Committed,
-                    Verdict::Abort => matches!(state, State::Aborted | State::Refused),
-                };
-                if is_theirs && !count.states.get(&decision.txid).is_some_and(must_be) {
-                    let (txid, state) = (decision.txid, count.states.get(&decision.txid));
+                let (txid, state) = (decision.txid, count.states.get(&decision.txid));
+                if is_theirs && !fits(world, seat, &txid, decision.outcome, state) {
                     wrong.push(format!("I8: {name} acknowledged {:?} of {txid}, and has {state:?}", decision.outcome));
                 }
+            }
+        }
+    }
+    wrong
+}
+
+/// Whether a branch is left as was decided, or as somebody has said whose hands explain it.
+fn fits(world: &World, seat: usize, txid: &Txid, decided: Verdict, state: Option<&State>) -> bool {
+    match (decided, state) {
+        (Verdict::Commit, Some(State::Committed)) | (Verdict::Abort, Some(State::Aborted | State::Refused)) => true,
+        (_, Some(State::Abandoned)) => {
+            let hands = world.operators[seat].hands();
+            hands.have(txid, decided == Verdict::Abort) && hands.said.get(txid) == Some(&Settled::Abandoned)
+        }
+        _ => false,
+    }
+}
+
+/// Incidents that nothing explains but a hand that was against the decision, or was before it; and hands against the decision
+/// that were not noticed.
+pub fn called_for_nothing(world: &World) -> Vec<String> {
+    let stories = world.stories();
+    let decided = |txid: &Txid| Some(stories.get(txid)?.decisions.first()?.1.outcome);
+    let mut wrong = Vec::new();
+    for (seat, (name, database)) in world.names().iter().zip(&world.databases).enumerate() {
+        let (hands, count) = (world.operators[seat].hands(), database.count());
+        for entry in &count.incidents {
+            let explained = entry.split_once(':').is_some_and(|(what, about)| {
+                let Ok(txid) = about.parse::<Txid>() else { return false };
+                match what {
+                    "lost" => hands.have(&txid, false) && decided(&txid) == Some(Verdict::Commit),
+                    "contradiction" => hands.have(&txid, true) && decided(&txid) == Some(Verdict::Abort),
+                    "finished_by_hand" => hands.ended.contains_key(&txid),
+                    "resolved" | "undone" => hands.said.contains_key(&txid),
+                    _ => false,
+                }
+            });
+            if !explained {
+                wrong.push(format!("a person is called for nothing: {entry} at {name}"));
+            }
+        }
+        let is_noted = |what: &str, txid: &Txid| count.incidents.contains(&format!("{what}:{txid}"));
+        for txid in hands.ended.keys() {
+            // Of what was rolled back before its vote another branch may be in its place.
+            let is_noticed = match (decided(txid), count.states.get(txid)) {
+                (Some(Verdict::Abort), _) if hands.have(txid, true) => {
+                    is_noted("contradiction", txid) && is_noted("undone", txid)
+                }
+                (Some(Verdict::Commit), Some(State::Abandoned)) => is_noted("lost", txid) && is_noted("resolved", txid),
+                (Some(Verdict::Commit), _) => is_noted("lost", txid) == is_noted("resolved", txid),
+                _ => true,
+            };
+            if !is_noticed {
+                wrong.push(format!("nobody is called: a hand has ended {txid} at {name} against its decision"));
             }
         }
     }
@@ -262,21 +312,21 @@ pub fn all(world: &World) -> Vec<String> {
             let is_same = of
                 .is_some_and(|of| (&of.request.business_key, of.request.hash) == (&request.business_key, request.hash));
             let is_committed = stories.get(&named).and_then(|story| story.decisions.first());
-            if !is_same || is_committed.is_none_or(|(_, decision)| decision.outcome == Verdict::Abort) {
+            // A hand has committed it: whoever comes then cannot know that it must be undone.
+            let by_hand = world.operators.iter().any(|operator| operator.hands().have(&named, true));
+            let is_aborted = is_committed.is_none_or(|(_, decision)| decision.outcome == Verdict::Abort);
+            if !is_same || is_aborted && !by_hand {
                 wrong.push(format!("I11: {txid} is called a duplicate of {named}"));
             }
         }
         let Some((_, Ask::Request { branches, key, .. })) = world.plan.asks.get(*ask) else { continue };
         for (place, from, amount) in branches {
             let state = counts[*place].states.get(txid);
-            let is_right = match product {
-                Verdict::Commit => state == Some(&State::Committed),
-                Verdict::Abort => matches!(state, Some(State::Aborted | State::Refused)),
-            };
-            if !is_right {
+            if !fits(world, *place, txid, product, state) {
                 wrong.push(format!("I3: {txid} is decided {product:?}, and {} has {state:?}", names[*place]));
             }
-            if product == Verdict::Commit {
+            // What was abandoned has no effect here.
+            if product == Verdict::Commit && state != Some(&State::Abandoned) {
                 *effects.entry((*place, super::world::token(*key))).or_default() += 1;
                 *spent.entry((*place, account(*from))).or_default() += amount;
             }
@@ -304,9 +354,6 @@ pub fn all(world: &World) -> Vec<String> {
         }
         if !count.in_doubt.is_empty() || !count.reserved.is_empty() {
             wrong.push(format!("I10: {name} has {:?} in doubt and {:?} reserved", count.in_doubt, count.reserved));
-        }
-        if !count.incidents.is_empty() {
-            wrong.push(format!("{name} called for a person: {:?}", count.incidents));
         }
     }
     wrong.extend(order(world, &stories));

@@ -3,6 +3,7 @@
 
 mod check;
 mod command;
+mod operator;
 mod plan;
 mod processes;
 mod shrink;

@@ -115,6 +115,7 @@ pub enum Trouble {
     JumpClock { ms: i64 },
     StayAway { seat: usize },
     PutBackup(PutBackup),
+    EndBranch { seat: usize, is_commit: bool },
 }
 
 /// A backup is made, and put in place of the database some time later.
@@ -334,6 +335,26 @@ impl Plan {
         }
         if draw.below(5) == 0 {
             self.draw_backups(draw, length);
+        }
+        if draw.below(6) == 0 {
+            self.draw_hands(draw, length);
+        }
+    }
+
+    /// Not where a database goes back: what a hand has freed others may have taken, and then not all can be brought back.
+    fn draw_hands(&mut self, draw: &mut Draw, length: Duration) {
+        let goes_back = |of: usize| {
+            let is_it =
+                |(_, trouble): &(Duration, Trouble)| matches!(trouble, Trouble::PutBackup(put) if put.seat == of);
+            self.troubles.iter().any(is_it)
+        };
+        let seats: Vec<usize> =
+            (0..self.participants.len()).filter(|seat| self.participants[*seat].is_xa && !goes_back(*seat)).collect();
+        for _ in 0..1 + draw.below(4) {
+            let (at, is_commit) = (draw.ms(0, length.as_millis() as u64), draw.below(2) == 0);
+            if let Some(&seat) = seats.get(draw.index(seats.len())) {
+                self.troubles.push((at, Trouble::EndBranch { seat, is_commit }));
+            }
         }
     }
 

@@ -24,6 +24,7 @@ use suture_topics::simulated::{Cluster, Luck};
 use tokio::time::{Instant, sleep_until};
 
 use super::check::{self, Asked};
+use super::operator::{Effect, Operator};
 use super::plan::{Ask, Plan, PutBackup, Seat, Trouble};
 use super::processes::{Process, Service};
 
@@ -88,6 +89,10 @@ pub struct World {
     restores: Vec<Restore>,
     /// By participant whose database was put back: the name of its ledger then, if nobody has said so to it.
     put_back: BTreeMap<usize, Option<String>>,
+    /// Each of a branch that somebody ends as soon as there is one: of which participant, and how.
+    to_end: Vec<(usize, bool)>,
+    /// By participant.
+    pub operators: Vec<Operator>,
 }
 
 /// A backup on its way.
@@ -143,6 +148,7 @@ impl World {
             SimulatedDatabase::new(accounts.clone(), plan.database_luck, Box::new(chance))
         };
         let databases: Vec<SimulatedDatabase> = plan.participants.iter().enumerate().map(database).collect();
+        let operators = databases.iter().map(|database| Operator::new(database.clone())).collect();
         let settings = coordinator_settings(&plan);
         let coordinators = (0..plan.coordinators)
             .map(|number| {
@@ -194,6 +200,8 @@ impl World {
             committed: Vec::new(),
             restores: Vec::new(),
             put_back: BTreeMap::new(),
+            to_end: Vec::new(),
+            operators,
         }
     }
 
@@ -243,19 +251,22 @@ impl World {
                 hit.key.as_deref().and_then(|key| std::str::from_utf8(key).ok()).and_then(|key| key.parse().ok());
             Struck { kind: hit.kind, at: hit.at, txid, shard: Shard::of_partition(hit.partition), participant: None }
         }));
-        wrong.extend(check::all(self));
-        wrong
+        check::called_for_nothing(self).into_iter().chain(wrong).chain(check::all(self)).collect()
     }
 
     /// Processes that nobody has ended.
     fn ended_by_themselves(&self) -> Vec<String> {
         let went_back = ServiceError::WentBack.to_string();
+        // How many there were stands in front.
+        let stopped = ServiceError::StoppedShards(0).to_string().split_off(1);
         let coordinators = self.coordinators.iter().map(|process| (None, process));
         let participants = self.participants.iter().map(|(seat, process)| (Some(*seat), process));
         let mut wrong = Vec::new();
         for (seat, process) in coordinators.chain(participants) {
             let was_put_back = seat.is_some_and(|seat| self.put_back.contains_key(&seat));
-            let is_right = |said: &&String| was_put_back && **said == went_back;
+            let was_touched = seat.is_some_and(|seat| !self.operators[seat].hands().ended.is_empty());
+            let is_right =
+                |said: &&String| was_put_back && **said == went_back || was_touched && said.ends_with(&stopped);
             let said = process.said.iter().filter(|said| !is_right(said));
             wrong.extend(said.map(|said| format!("{} ended: {said}", process.name)));
         }
@@ -297,6 +308,8 @@ impl World {
                 }
             }
             self.go_on_with_restores();
+            self.end_branches();
+            self.operate();
             let next = (Instant::now() + LOOK).min(at);
             sleep_until(next).await;
             if next == at {
@@ -445,6 +458,7 @@ impl World {
                 of_seat.for_each(|(_, process)| process.leave());
                 self.strike("stay_away", None, Some(seat));
             }
+            Trouble::EndBranch { seat, is_commit } => self.to_end.push((seat, is_commit)),
             Trouble::PutBackup(ref put) => {
                 let backup = self.databases[put.seat].backup();
                 let backup = if put.is_dump { backup.dumped() } else { backup };
@@ -531,6 +545,36 @@ impl World {
         !self.plan.troubles.iter().any(loses) && logs.into_iter().any(lies_above)
     }
 
+    fn end_branches(&mut self) {
+        for (seat, is_commit) in std::mem::take(&mut self.to_end) {
+            match self.operators[seat].end_branch(is_commit) {
+                Some(txid) => {
+                    let kind = if is_commit { "committed_by_hand" } else { "rolled_back_by_hand" };
+                    let (at, participant) = (self.began.elapsed(), Some(self.plan.participants[seat].name));
+                    self.struck.push(Struck { kind, at, txid: Some(txid), shard: None, participant });
+                }
+                None => self.to_end.push((seat, is_commit)),
+            }
+        }
+    }
+
+    fn operate(&mut self) {
+        for (seat, operator) in self.operators.iter_mut().enumerate() {
+            let (database, place) = (&self.databases[seat], self.plan.participants[seat]);
+            let server = || {
+                let config = ParticipantConfig::parse(&config_of(place), Path::new("simulated.toml")).ok()?;
+                SimulatedServer::open(database, &config, &self.kafka.prefix)
+            };
+            let effect = |txid: &Txid| {
+                let (ask, _) = self.asked.iter().find(|(_, asked)| asked.txid == *txid)?;
+                let Some((_, Ask::Request { key, branches, .. })) = self.plan.asks.get(*ask) else { return None };
+                let (_, account, amount) = branches.iter().find(|(of, ..)| *of == seat)?;
+                Some(Effect { account: self::account(*account), amount: *amount, token: token(*key) })
+            };
+            operator.look(server, effect);
+        }
+    }
+
     /// Whether what a participant has acknowledged is void, and it does not know yet.
     pub fn is_going_back(&self, seat: usize) -> bool {
         let database = &self.databases[seat];
@@ -586,6 +630,7 @@ impl World {
     }
 
     fn heal(&mut self) {
+        self.to_end.clear();
         self.cluster.set_luck(Luck::default());
         self.databases.iter().for_each(|database| database.set_luck(DatabaseLuck::default()));
         let processes = self.coordinators.iter_mut().chain(self.participants.iter_mut().map(|(_, process)| process));
