@@ -466,25 +466,30 @@ impl<R: Resource> Restore<'_, R> {
         }
     }
 
-    /// A promise whose prepare was not met: it stands behind the end that we were shown.
+    /// A commit or a promise whose prepare was not met: it stands behind the end that we were shown, or was trimmed.
     async fn look_for_prepares(&mut self) -> Result<(), ServiceError> {
-        for _ in 0..LOOKS_FOR_PREPARES {
-            let shards: BTreeSet<Shard> = self.plan.not_found().iter().map(|txid| txid.shard).collect();
-            if shards.is_empty() {
-                return Ok(());
+        for look in 0.. {
+            let not_found = self.plan.not_found().into_iter().map(|txid| (txid, ())).collect();
+            let not_found = self.unknown(not_found).await;
+            if not_found.is_empty() {
+                break;
+            }
+            if look == LOOKS_FOR_PREPARES {
+                let txids: Vec<Txid> = not_found.into_iter().map(|(txid, ())| txid).collect();
+                tracing::error!(
+                    participant = %self.participant, without = txids.len(), txids = list(&txids),
+                    "branches that are committed, or have a yes of ours, have no prepare any more: what is committed of these is LOST"
+                );
+                break;
             }
             sleep(BETWEEN_LOOKS).await;
+            let shards: BTreeSet<Shard> = not_found.iter().map(|(txid, ())| txid.shard).collect();
             for shard in shards {
                 let (start, end) = range(self.probe, &self.names.prepares, shard, None).await?;
                 let from = self.prepares_to.get(&shard).copied().unwrap_or(start);
                 self.read_prepares(shard, (from, end)).await?;
             }
         }
-        let txids = self.plan.not_found();
-        tracing::error!(
-            participant = %self.participant, promised = txids.len(), txids = list(&txids),
-            "branches have a yes of ours and no prepare: whichever is committed is LOST"
-        );
         Ok(())
     }
 
@@ -717,7 +722,7 @@ impl<R: Resource> Restore<'_, R> {
             let prepares = self.load(&now).await?;
             for due in &now {
                 done.remove(&due.txid);
-                failed.insert(due.txid, Why::NoPrepare);
+                failed.insert(due.txid, Why::without(due));
             }
             let batch: Vec<Arc<Prepare>> = now.iter().filter_map(|due| prepares.get(&due.txid).cloned()).collect();
             for batch in batch.chunks(REDO_BATCH) {
@@ -775,7 +780,7 @@ impl<R: Resource> Restore<'_, R> {
             let (now, later) = portion(rest, PORTION, PORTION_BYTES);
             rest = later;
             let prepares = self.load(now).await?;
-            failed.extend(now.iter().map(|due| (due.txid, Why::NoPrepare)));
+            failed.extend(now.iter().map(|due| (due.txid, Why::without(due))));
             let batch: Vec<Arc<Prepare>> = now.iter().filter_map(|due| prepares.get(&due.txid).cloned()).collect();
             for batch in batch.chunks(self.resource.batching().branches) {
                 for (prepare, answer) in batch.iter().zip(self.prepare_batch(batch).await) {
@@ -868,6 +873,8 @@ impl<R: Resource> Restore<'_, R> {
 enum Why {
     /// Its prepare was not met.
     NoPrepare,
+    /// It was met, and is not shown now: by a leader that was cut off, or because it was trimmed meanwhile.
+    NotShown,
     /// Somebody else's lock, and no answer.
     Blocked,
     /// As many branches as may be are in doubt.
@@ -879,10 +886,15 @@ enum Why {
 }
 
 impl Why {
+    /// It could not be loaded.
+    fn without(due: &Due) -> Self {
+        if due.place.is_some() { Self::NotShown } else { Self::NoPrepare }
+    }
+
     /// Whether what is in its way may go.
     fn is_busy(&self) -> bool {
         match self {
-            Self::Blocked | Self::Later => true,
+            Self::Blocked | Self::Later | Self::NotShown => true,
             Self::Code(code) => code.as_str() == code::BUSY,
             Self::NoPrepare | Self::Fault => false,
         }
@@ -890,7 +902,7 @@ impl Why {
 
     fn code(&self) -> &str {
         match self {
-            Self::NoPrepare => "no_prepare",
+            Self::NoPrepare | Self::NotShown => "no_prepare",
             Self::Blocked => "blocked",
             Self::Later => "no_room",
             Self::Fault => "fault",

@@ -260,9 +260,11 @@ impl Plan {
         unvoted.filter_map(|(txid, open)| Some((*txid, open.asked?.0))).collect()
     }
 
-    /// Those that have a yes, and whose prepares were not met: they may stand behind an old end.
+    /// Commits, and those that have a yes, whose prepares were not met: they may stand behind an old end.
     pub fn not_found(&self) -> Vec<Txid> {
-        self.open.iter().filter(|(_, open)| open.asked.is_none() && open.promised()).map(|(txid, _)| *txid).collect()
+        let commits = self.prepares.iter().filter(|(_, (_, place))| place.is_none()).map(|(txid, _)| *txid);
+        let promised = self.open.iter().filter(|(_, open)| open.asked.is_none() && open.promised());
+        commits.chain(promised.map(|(txid, _)| *txid)).collect()
     }
 
     /// What is to be prepared, in the order of the log.
@@ -530,6 +532,9 @@ mod tests {
         let mut plan = Plan::default();
         plan.open_voted(txid(0, 3), hash('a'), Ballot::Yes);
         plan.open_voted(txid(0, 4), hash('a'), Ballot::No);
+        plan.decided(&decision(txid(0, 5), Verdict::Commit), 1);
+        assert_eq!(plan.not_found(), [txid(0, 5), txid(0, 3)]);
+        assert!(!plan.asked(&prepare(txid(0, 5), 'a'), at(4)));
         assert_eq!(plan.not_found(), [txid(0, 3)]);
         assert!(plan.to_prepare().is_empty() && plan.unvoted().is_empty());
         plan.open_asked(txid(0, 3), hash('a'), at(5));
