@@ -14,7 +14,7 @@ use suture_contract::messages::{Incident, IncidentKind, Settled, Verdict};
 use suture_contract::topic_map::Topic;
 use suture_participants::books::Books;
 use suture_participants::envelope::read_decision;
-use suture_participants::incidents::{self, Listed, Place, Refused, Said};
+use suture_participants::incidents::{self, Listed, Place, Refused, Said, Taken};
 use suture_participants::opened::OpenedResource;
 use suture_participants_core::envelope::Read;
 use time::OffsetDateTime;
@@ -285,18 +285,21 @@ fn resolve(settings: &Settings, name: &str, args: &ResolveArgs) -> anyhow::Resul
     let resolved = on_database(settings, name, async |resource| {
         Ok(incidents::resolve(resource, args.txid, settled, said.clone()).await)
     })?;
-    let and_so = match resolved {
+    let (taken, and_so) = match resolved {
         Err(Refused::NothingThere(_)) => {
             let forgotten = forgotten::look(settings, name, args.txid)?;
-            on_database(settings, name, async |resource| {
+            let taken = on_database(settings, name, async |resource| {
                 Ok(incidents::resolve_forgotten(resource, &forgotten, settled, said).await?)
             })?;
-            NOT_MISSED
+            (taken, NOT_MISSED)
         }
-        resolved => resolved.map(|()| GOES_ON)?,
+        resolved => (resolved?, GOES_ON),
     };
     let (txid, how) = (args.txid, settled.as_str());
     out::line(format_args!("{txid} is {how} at {name} by your word; {and_so}"))?;
+    if taken == Taken::WithoutKey {
+        out::line(WITHOUT_KEY)?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -337,6 +340,8 @@ fn skip(settings: &Settings, name: &str, args: &SkipArgs) -> anyhow::Result<Exit
 }
 
 const GOES_ON: &str = "the shard goes on within seconds, or at the service's next start";
+const WITHOUT_KEY: &str =
+    "its row has no business key: a branch in doubt holds that, and its decision may stand behind this one";
 const NOT_MISSED: &str = "the ledger had no commit of it, and no shard had stopped for that";
 
 fn said(args: &SaidArgs) -> anyhow::Result<Said> {

@@ -292,6 +292,15 @@ impl Said {
     }
 }
 
+/// How a person's word stands in the ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// As it should.
+    Whole,
+    /// Its row has no business key: a branch in doubt holds it, and that one's decision may stand behind what the shard stopped at.
+    WithoutKey,
+}
+
 /// Why a person's word is not taken. Nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
@@ -333,7 +342,7 @@ pub enum Refused {
 }
 
 /// Records what a person has made of a lost branch, or of one that contradicts its decision. The shard goes on by itself.
-pub async fn resolve<R: Resource>(resource: &R, txid: Txid, settled: Settled, said: Said) -> Result<(), Refused> {
+pub async fn resolve<R: Resource>(resource: &R, txid: Txid, settled: Settled, said: Said) -> Result<Taken, Refused> {
     let listed = list(resource).await?;
     let is_it = |listed: &&Listed| {
         let Incident { txid: about, what, .. } = listed.incident;
@@ -353,13 +362,21 @@ pub async fn resolve_forgotten<R: Resource>(
     forgotten: &Forgotten,
     settled: Settled,
     said: Said,
-) -> Result<(), Refused> {
+) -> Result<Taken, Refused> {
     let (participant, decision, place) = forgotten.known();
     let incident = Incident { origin: Some(place.origin()), ..about_decision(participant, decision) };
     let entry = entry_at(place, incident.clone()).entry;
     take_word(resource, decision.txid, &entry, incident, settled, said).await
 }
 
+/// So often an abandoned row is tried with its key, each time for as long as a lock is waited for.
+const TRIES: u32 = 3;
+
+/// Stands in the note of a word whose row has no key.
+const WITHOUT_KEY: &str = "without_key";
+
+/// A key that a branch in doubt holds is not waited for, where the row can be without it: the decision that would free it may stand
+/// behind the one that this shard waits at. Whoever holds it keeps the attempt from being repeated, and so does his row.
 async fn take_word<R: Resource>(
     resource: &R,
     txid: Txid,
@@ -367,7 +384,7 @@ async fn take_word<R: Resource>(
     incident: Incident,
     settled: Settled,
     Said { who, because }: Said,
-) -> Result<(), Refused> {
+) -> Result<Taken, Refused> {
     let (Some(name), Some((decision, outcome)), Some(business_key), Some(attempt), Some(hash)) =
         (settlement_of(entry), decided(&incident), incident.business_key.clone(), incident.attempt, incident.hash)
     else {
@@ -381,10 +398,21 @@ async fn take_word<R: Resource>(
         because: Some(because),
         ..incident
     };
-    let entry = Entry { entry: name, ..entry_of(&txid, &resolved) };
     let word = Word { txid, attempt, hash, decision, settled };
-    let done = resource.resolve(Resolution { word, business_key, entry }).await?;
-    done.map_err(|why| Refused::Unsettled { txid, why })
+    let resolution = |resolved: &Incident, without_key| {
+        let entry = Entry { entry: name.clone(), ..entry_of(&txid, resolved) };
+        Resolution { word, business_key: business_key.clone(), without_key, entry }
+    };
+    let refused = |why| Refused::Unsettled { txid, why };
+    for _ in 0..TRIES {
+        match resource.resolve(resolution(&resolved, false)).await? {
+            Err(Unsettled::Held) if settled == Settled::Abandoned => {}
+            done => return done.map(|()| Taken::Whole).map_err(refused),
+        }
+    }
+    let resolved = Incident { code: WITHOUT_KEY.parse().ok(), ..resolved };
+    let done = resource.resolve(resolution(&resolved, true)).await?;
+    done.map(|()| Taken::WithoutKey).map_err(refused)
 }
 
 /// The decision that could not be obeyed, of what a person may resolve.

@@ -13,10 +13,11 @@ use crate::trouble::{Blame, Trouble};
 /// Takes his word, or says why not. After an error nobody knows what the session is in the middle of.
 pub(crate) async fn resolve<S: Session>(
     session: &mut S,
-    Resolution { word, business_key, entry }: &Resolution,
+    resolution: &Resolution,
 ) -> Result<Result<(), Unsettled>, Unavailable> {
+    let Resolution { word, entry, .. } = resolution;
     around(Act::Begin, session.begin()).await.map_err(at_fault)?;
-    let row = match ledger_row(session, word, business_key).await? {
+    let row = match ledger_row(session, resolution).await? {
         Ok(row) => row,
         Err(unsettled) => {
             around(Act::RollBackBatch, session.roll_back()).await.map_err(at_fault)?;
@@ -36,8 +37,7 @@ pub(crate) async fn resolve<S: Session>(
 
 async fn ledger_row<S: Session>(
     session: &mut S,
-    word: &Word,
-    business_key: &BusinessKey,
+    Resolution { word, business_key, without_key, .. }: &Resolution,
 ) -> Result<Result<LedgerRow, Unsettled>, Unavailable> {
     let stored = match around(Act::LookLocking, session.rows(&[word.txid], true)).await {
         Ok(mut rows) => rows.remove(&word.txid),
@@ -48,7 +48,11 @@ async fn ledger_row<S: Session>(
     let of_key = around(Act::LookAtKeys, session.rows_of_keys(&keys)).await.map_err(at_fault)?;
     let (row, of_key) =
         read(stored, &of_key).map_err(|_| Unavailable::new("resolving", "a ledger row cannot be read"))?;
-    Ok(settle(row.as_ref(), &of_key, word).map(|written| LedgerRow::resolved(word, business_key, written)))
+    let written = settle(row.as_ref(), &of_key, word).map(|written| {
+        let must_have_key = written.state.is_live();
+        Written { named: written.named && (must_have_key || !without_key), ..written }
+    });
+    Ok(written.map(|written| LedgerRow::resolved(word, business_key, written)))
 }
 
 fn read(row: Option<StoredRow>, of_key: &[StoredKeyRow]) -> Result<(Option<Row>, Vec<KeyRow>), Fault> {

@@ -314,6 +314,8 @@ pub struct Resolution {
     pub word: Word,
     /// What the branch is about, as its decision says.
     pub business_key: BusinessKey,
+    /// Of what is abandoned: its row takes neither key nor attempt, also if they are free.
+    pub without_key: bool,
     /// What is noted.
     pub entry: Entry,
 }

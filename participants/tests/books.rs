@@ -14,7 +14,7 @@ use suture_contract::messages::{IncidentKind, Prepare, Settled, Verdict};
 use suture_participants::books::{Books, ListedBranch, Mark};
 use suture_participants::config::ParticipantConfig;
 use suture_participants::forgotten::{Forgotten, Remembered};
-use suture_participants::incidents::{self, Place, Refused, Said, resolve_forgotten};
+use suture_participants::incidents::{self, Place, Refused, Said, Taken, resolve_forgotten};
 use suture_participants::opened::OpenedResource;
 use suture_participants::resource::{Effect, OpenError, Opening, Position, Resource};
 use suture_participants_core::branch::State;
@@ -317,7 +317,7 @@ async fn a_row_that_is_gone_is_written_by_a_persons_word(db: &Db, bank: &OpenedR
     assert!(matches!(nothing, Err(Refused::NothingThere(_))), "{nothing:?}");
     let forgotten = Forgotten::look(books, &participant, &committed, &place(16)).await.unwrap().unwrap();
     let said = Said::new("maria", "its effect is there").unwrap();
-    assert_eq!(resolve_forgotten(bank, &forgotten, Settled::Committed, said).await, Ok(()));
+    assert_eq!(resolve_forgotten(bank, &forgotten, Settled::Committed, said).await, Ok(Taken::Whole));
     assert_eq!(bank.states(vec![txid(1)]).await.unwrap()[&txid(1)], State::Committed);
     assert_eq!(commit(bank, &put(1)).await, Ok(Effect::Repeated));
     let listed = incidents::list(bank).await.unwrap();
@@ -335,7 +335,7 @@ async fn a_row_that_is_gone_is_written_by_a_persons_word(db: &Db, bank: &OpenedR
         let looked =
             Forgotten::look(books, &participant, &decision(&branch, Verdict::Commit), &place(16)).await.unwrap();
         let said = Said::new("maria", "its position was moved").unwrap();
-        assert_eq!(resolve_forgotten(bank, &looked.unwrap(), settled, said).await, Ok(()));
+        assert_eq!(resolve_forgotten(bank, &looked.unwrap(), settled, said).await, Ok(Taken::Whole));
         let looked =
             Forgotten::look(books, &participant, &decision(&branch, Verdict::Commit), &place(16)).await.unwrap();
         let row = if settled == Settled::Committed { State::Committed } else { State::Abandoned };

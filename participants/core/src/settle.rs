@@ -67,7 +67,8 @@ pub enum Unsettled {
     NoSuchWord,
     /// Somebody else has the row, or its key.
     #[error(
-        "another transaction holds this row or its business key: wait until that one is decided, then say it again"
+        "another transaction holds this row or its business key: wait until that one is decided, then say it again; if it is \
+         decided behind this one, undo the effect here by hand, then say --as abandoned"
     )]
     Held,
 }

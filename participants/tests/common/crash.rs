@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use nix::sys::signal::{Signal, raise};
 use suture_contract::ids::Txid;
 use suture_contract::messages::{IncidentKind, Prepare, Settled, Verdict};
-use suture_participants::incidents::Refused;
+use suture_participants::incidents::{Refused, Taken};
 use suture_participants::points::{Place, TABLE, names};
 use suture_participants::resource::{Decided, Effect, Fault, Prepared, Redone, Resource, Unavailable, Which};
 use suture_participants_core::branch::{State, Wrong};
@@ -407,7 +407,7 @@ async fn is_purged<B: Crashes>(bench: &B, bank: &B::R, branches: &[Arc<Prepare>;
 async fn is_resolved<B: Crashes>(bench: &B, bank: &B::R, branches: &[Arc<Prepare>; 2]) {
     for is_repeat in [false, true] {
         let [lost, agrees] = until_answered(|| say_all(bank, branches)).await;
-        assert!(matches!(lost, Err(Refused::Already { .. })) || (!is_repeat && lost == Ok(())), "{lost:?}");
+        assert!(matches!(lost, Err(Refused::Already { .. })) || (!is_repeat && lost == Ok(Taken::Whole)), "{lost:?}");
         let why = Unsettled::Agrees(State::Committed);
         assert_eq!(agrees, Err(Refused::Unsettled { txid: branches[1].txid, why }));
     }
@@ -421,8 +421,11 @@ async fn is_resolved<B: Crashes>(bench: &B, bank: &B::R, branches: &[Arc<Prepare
 }
 
 /// That the first is abandoned, and that the second is committed, which it is.
-async fn say_all<R: Resource>(bank: &R, branches: &[Arc<Prepare>; 2]) -> Result<[Result<(), Refused>; 2], Unavailable> {
-    let mut answers = [Ok(()), Ok(())];
+async fn say_all<R: Resource>(
+    bank: &R,
+    branches: &[Arc<Prepare>; 2],
+) -> Result<[Result<Taken, Refused>; 2], Unavailable> {
+    let mut answers = [Ok(Taken::Whole), Ok(Taken::Whole)];
     for (index, settled) in [Settled::Abandoned, Settled::Committed].into_iter().enumerate() {
         answers[index] = match say(bank, &branches[index], settled).await {
             Err(Refused::Unavailable(unavailable)) => return Err(unavailable),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use suture_contract::codec::{decode, encode};
 use suture_contract::messages::{Incident, IncidentKind, Prepare, Settled, Verdict};
-use suture_participants::incidents::{Refused, Said, list, resolve};
+use suture_participants::incidents::{Refused, Said, Taken, list, resolve};
 use suture_participants::resource::{Effect, Entry, Resource, Which};
 use suture_participants_core::branch::{State, Wrong};
 use suture_participants_core::settle::Unsettled;
@@ -37,11 +37,11 @@ pub fn met(what: IncidentKind, of: &Prepare, outcome: Verdict) -> Entry {
     }
 }
 
-pub async fn say<R: Resource>(bank: &R, of: &Prepare, settled: Settled) -> Result<(), Refused> {
+pub async fn say<R: Resource>(bank: &R, of: &Prepare, settled: Settled) -> Result<Taken, Refused> {
     resolve(bank, of.txid, settled, Said::new("maria", BECAUSE).unwrap()).await
 }
 
-fn unsettled(said: Result<(), Refused>) -> Unsettled {
+fn unsettled(said: Result<Taken, Refused>) -> Unsettled {
     match said {
         Err(Refused::Unsettled { why, .. }) => why,
         other => panic!("{other:?}"),
@@ -58,6 +58,7 @@ pub async fn settles<B: Bench>(bench: &B) {
     an_effect_made_by_hand_is_committed(bench).await;
     what_is_abandoned_is_nobodys_effect(bench).await;
     what_is_not_lost_is_not_settled(bench).await;
+    who_is_abandoned_waits_for_nobody_in_doubt(bench).await;
 }
 
 async fn what_is_noted_is_told_once<B: Bench>(bench: &B) {
@@ -90,7 +91,7 @@ async fn an_effect_made_by_hand_is_committed<B: Bench>(bench: &B) {
     bank.note(vec![met(IncidentKind::Lost, &lost, Verdict::Commit)]).await.unwrap();
     assert_eq!(commit(&bank, &lost).await.map_err(wrong), Err(Wrong::Lost), "until somebody says something");
 
-    assert_eq!(say(&bank, &lost, Settled::Committed).await, Ok(()));
+    assert_eq!(say(&bank, &lost, Settled::Committed).await, Ok(Taken::Whole));
     assert_eq!(state(&bank, &lost).await, Some(State::Committed));
     assert_eq!(commit(&bank, &lost).await, Ok(Effect::Repeated));
     assert_eq!(prepare_one(&bank, &lost).await, yes());
@@ -118,7 +119,7 @@ async fn what_is_abandoned_is_nobodys_effect<B: Bench>(bench: &B) {
     assert_eq!(code(&prepare_one(&bank, &refused).await), "NO_ACCOUNT");
     assert_eq!(commit(&bank, &refused).await.map_err(wrong), Err(Wrong::Lost));
     bank.note(vec![met(IncidentKind::Lost, &refused, Verdict::Commit)]).await.unwrap();
-    assert_eq!(say(&bank, &refused, Settled::Abandoned).await, Ok(()));
+    assert_eq!(say(&bank, &refused, Settled::Abandoned).await, Ok(Taken::Whole));
     for _ in 0..2 {
         assert_eq!(commit(&bank, &refused).await, Ok(Effect::Repeated));
         assert_eq!(abort(&bank, &refused).await, Ok(Effect::Repeated));
@@ -136,7 +137,7 @@ async fn what_is_abandoned_is_nobodys_effect<B: Bench>(bench: &B) {
     assert_eq!(abort(&bank, &committed).await.map_err(wrong), Err(Wrong::Contradiction));
     bank.note(vec![met(IncidentKind::Contradiction, &committed, Verdict::Abort)]).await.unwrap();
     assert_eq!(unsettled(say(&bank, &committed, Settled::Committed).await), Unsettled::MustGo);
-    assert_eq!(say(&bank, &committed, Settled::Abandoned).await, Ok(()));
+    assert_eq!(say(&bank, &committed, Settled::Abandoned).await, Ok(Taken::Whole));
     assert_eq!(abort(&bank, &committed).await, Ok(Effect::Repeated));
     let next = prepare(223, "key-222", 2, &payload.replace("i222", "i223"));
     assert_eq!(prepare_one(&bank, &next).await, yes(), "the key is free for the next attempt");
@@ -163,9 +164,29 @@ async fn what_is_not_lost_is_not_settled<B: Bench>(bench: &B) {
     assert_eq!(commit(&bank, &in_doubt).await, Ok(Effect::Finished), "nothing was changed");
     assert_eq!(unsettled(say(&bank, &rival, Settled::Committed).await), Unsettled::KeyTaken(in_doubt.txid));
     assert_eq!(unsettled(say(&bank, &in_doubt, Settled::Committed).await), Unsettled::Agrees(State::Committed));
-    assert_eq!(say(&bank, &rival, Settled::Abandoned).await, Ok(()));
+    assert_eq!(say(&bank, &rival, Settled::Abandoned).await, Ok(Taken::Whole));
     assert_eq!(commit(&bank, &rival).await, Ok(Effect::Repeated));
     assert_eq!(state(&bank, &rival).await, Some(State::Abandoned));
+}
+
+/// Its decision may stand behind the one that this shard has stopped for.
+async fn who_is_abandoned_waits_for_nobody_in_doubt<B: Bench>(bench: &B) {
+    let bank = bench.open().await;
+    let in_doubt = prepare(240, "key-240", 1, r#"{"id":"i240","account":"y","amount":1}"#);
+    assert_eq!(prepare_one(&bank, &in_doubt).await, yes());
+    let lost = Arc::new(put_like(241, &in_doubt));
+    bank.note(vec![met(IncidentKind::Lost, &lost, Verdict::Commit)]).await.unwrap();
+    let is_xa = bank.batching().branches == 1;
+    let taken = if is_xa { Taken::WithoutKey } else { Taken::Whole };
+    assert_eq!(say(&bank, &lost, Settled::Abandoned).await, Ok(taken), "in mode reserve the row in doubt is seen");
+    assert_eq!(state(&bank, &lost).await, Some(State::Abandoned));
+    assert_eq!(commit(&bank, &lost).await, Ok(Effect::Repeated), "its shard goes on");
+    assert_eq!(commit(&bank, &in_doubt).await, Ok(Effect::Finished), "and gets there");
+    assert_eq!(code(&prepare_one(&bank, &Arc::new(put_like(242, &in_doubt))).await), "duplicate");
+    let listed = list(&bank).await.unwrap();
+    let listed = listed.iter().find(|listed| listed.incident.txid == Some(lost.txid)).unwrap();
+    let (settled, _) = listed.settled.clone().unwrap();
+    assert_eq!(settled.code.is_some_and(|code| code.as_str() == "without_key"), is_xa);
 }
 
 fn put_like(n: u64, of: &Prepare) -> Prepare {

@@ -234,7 +234,7 @@ pub struct Incident {
     /// The record that could not be obeyed.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub origin: Option<Origin>,
-    /// Why a record is unreadable.
+    /// Why a record is unreadable; `without_key`, if a word was taken whose row has no business key.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub code: Option<Code>,
     /// How a branch was left.

@@ -114,7 +114,7 @@ async fn settle_all(
         lock(&hands).said.insert(txid, said);
         let because = Said::new("maria", "somebody tidied up").expect("one line each");
         match incidents::resolve(&server, txid, said, because).await {
-            Ok(()) | Err(Refused::Already { .. } | Refused::Unavailable(_)) => {}
+            Ok(_) | Err(Refused::Already { .. } | Refused::Unavailable(_)) => {}
             Err(refused) if said == Settled::Committed => take_back(&database, &hands, txid, effect, &refused),
             Err(_) => {}
         }

@@ -352,9 +352,16 @@ impl Plan {
             (0..self.participants.len()).filter(|seat| self.participants[*seat].is_xa && !goes_back(*seat)).collect();
         for _ in 0..1 + draw.below(4) {
             let (at, is_commit) = (draw.ms(0, length.as_millis() as u64), draw.below(2) == 0);
-            if let Some(&seat) = seats.get(draw.index(seats.len())) {
-                self.troubles.push((at, Trouble::EndBranch { seat, is_commit }));
-            }
+            let Some(&seat) = seats.get(draw.index(seats.len())) else { continue };
+            self.troubles.push((at, Trouble::EndBranch { seat, is_commit }));
+            // Whoever misses its effect then sends the same thing once more.
+            let is_his = |(asked, ask): &&(Duration, Ask)| {
+                let has_branch = |ask: &Ask| matches!(ask, Ask::Request { branches, .. } if branches.iter().any(|(of, ..)| *of == seat));
+                *asked <= at && has_branch(ask)
+            };
+            let last = self.asks.iter().filter(is_his).max_by_key(|(asked, _)| *asked).map(|(_, ask)| ask.clone());
+            let again = at + draw.ms(0, 3_000);
+            self.asks.extend(last.filter(|_| draw.below(2) == 0).map(|ask| (again.min(length), ask)));
         }
     }
 
