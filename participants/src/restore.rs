@@ -47,6 +47,7 @@ use suture_participants_core::envelope::Read;
 use suture_participants_core::marks::Marks;
 use suture_participants_core::restore::{Due, Place, Plan, is_void, portion, went_back};
 use suture_topics::acks::GroupOffsets;
+use suture_topics::blocking::{pause, spawn};
 use suture_topics::failure::KafkaFailure;
 use suture_topics::membership::Committed;
 use suture_topics::outbox::{Delivery, Failure, Outbox};
@@ -89,8 +90,8 @@ const BETWEEN_ROUNDS: Duration = Duration::from_secs(1);
 /// Rounds that help nobody before it is believed, each with a look for decisions that came since.
 const LAST_ROUNDS: u32 = 3;
 
-/// How often a prepare is looked for whose vote is there, so far apart. A leader that was cut off shows an old end for some seconds.
-const LOOKS_FOR_PREPARES: u32 = 10;
+/// How often it is looked for what must be there, so far apart: a leader that was cut off shows an old end for some seconds.
+const LOOKS: u32 = 10;
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
 /// How long the producer of votes may take to end.
@@ -474,7 +475,7 @@ impl<R: Resource> Restore<'_, R> {
             if not_found.is_empty() {
                 break;
             }
-            if look == LOOKS_FOR_PREPARES {
+            if look == LOOKS {
                 let txids: Vec<Txid> = not_found.into_iter().map(|(txid, ())| txid).collect();
                 tracing::error!(
                     participant = %self.participant, without = txids.len(), txids = list(&txids),
@@ -561,16 +562,12 @@ impl<R: Resource> Restore<'_, R> {
             .map(|(txid, hash)| self.vote(*txid, *hash, if said_yes(txid) { Ballot::Yes } else { Ballot::No }));
         let votes: Vec<Vote> = noes.chain(repeats).collect();
         for (shard, end) in self.append(votes).await? {
-            // What is read there is shown by a leader that may be behind.
             loop {
                 let from = self.votes_to.get(&shard).copied().unwrap_or_default();
                 if from >= end {
                     break;
                 }
                 self.read_votes(shard, (from, end)).await?;
-                if self.votes_to.get(&shard) == Some(&from) {
-                    sleep(BETWEEN_LOOKS).await;
-                }
             }
         }
         if !unvoted.is_empty() {
@@ -823,7 +820,7 @@ impl<R: Resource> Restore<'_, R> {
     fn records(&self, topic: &str, shard: Shard, stretch: (u64, u64)) -> mpsc::Receiver<Result<Record, ScanFailure>> {
         let (sender, records) = mpsc::channel(READ_AHEAD);
         let (kafka, group, topic) = (self.kafka.clone(), self.group.to_string(), topic.to_string());
-        suture_topics::blocking::spawn(move || {
+        spawn(move || {
             if let Err(failure) = send(&kafka, &group, (&topic, shard.partition()), stretch, &sender) {
                 // Nobody listens any more if the service was stopped meanwhile.
                 let _ = suture_topics::blocking::send(&sender, Err(failure));
@@ -932,7 +929,8 @@ impl Brought {
 /// So many that are lost have lines of their own.
 const TOLD_ONE_BY_ONE: usize = 100;
 
-/// Reads on where Kafka did not answer, until somebody stops listening.
+/// Reads on where Kafka did not answer, until somebody stops listening; and where a leader shows less than is there. (Only a
+/// foreign transaction leaves a log without its last record.)
 fn send(
     kafka: &KafkaSettings,
     group: &str,
@@ -941,7 +939,7 @@ fn send(
     records: &mpsc::Sender<Result<Record, ScanFailure>>,
 ) -> Result<(), ScanFailure> {
     let mut scanner = Scanner::start(kafka, group)?;
-    let mut next = from;
+    let (mut next, mut looks) = (from, 0);
     loop {
         let scanned = scanner.scan(log, (next, to), |record| {
             next = record.offset + 1;
@@ -953,6 +951,10 @@ fn send(
         match scanned {
             Err(ScanFailure::Kafka(KafkaFailure::Again(reason))) if !records.is_closed() => {
                 tracing::warn!(reason, "Kafka does not answer; asking until it does");
+            }
+            Ok(()) if next < to && looks < LOOKS && !records.is_closed() => {
+                looks += 1;
+                pause(BETWEEN_LOOKS);
             }
             scanned => return scanned,
         }
