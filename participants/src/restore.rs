@@ -5,9 +5,10 @@
 //! decisions, from our own position to the end    aborts, and what is in doubt: as always; other commits: kept
 //! our own votes, all that there are              what we have promised, and the ledger does not know
 //! prepares, all that there are                   where those of the commits are, and of what is open
-//! a no for whoever has no vote; our votes again  up to there: now each register is known, and stays so
+//! a vote said again in each shard, and read      up to there our registers are known
 //! round after round                              decisions that came since; commits whose rows are missing: run and committed
 //!                                                again, in order; and then who said yes: prepared again
+//! at last                                        who has no vote: prepared, or else voted no, and what stands there then counts
 //! the mark goes                                  and the service begins at its own rows, as always
 //! ```
 //!
@@ -33,8 +34,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use suture_contract::codec::{Message, encode};
@@ -42,7 +43,7 @@ use suture_contract::ids::{Code, LogLetters, Participant, RequestHash, Shard, Tx
 use suture_contract::messages::{Ballot, Decision, Prepare, Vote, Voter};
 use suture_contract::register::{NoVote, Register};
 use suture_contract::topic_map::participant_group;
-use suture_participants_core::branch::{Answer, State};
+use suture_participants_core::branch::Answer;
 use suture_participants_core::envelope::Read;
 use suture_participants_core::marks::Marks;
 use suture_participants_core::restore::{Due, Place, Plan, is_void, portion, went_back};
@@ -133,7 +134,7 @@ pub(crate) async fn bring_back<R: Resource>(
     let counts = Counts::default();
     let mut restore = Restore {
         kafka,
-        group: &group,
+        scanners: Scanners { kafka: kafka.clone(), group, idle: Arc::default() },
         participant,
         resource,
         probe,
@@ -143,6 +144,7 @@ pub(crate) async fn bring_back<R: Resource>(
         marks: until_answered(|| resource.marks()).await,
         logs,
         plan: Plan::new(in_doubt.into_iter().map(|waiting| waiting.txid)),
+        prepares_end: BTreeMap::new(),
         decisions_to: BTreeMap::new(),
         prepares_to: BTreeMap::new(),
         votes_to: BTreeMap::new(),
@@ -243,7 +245,7 @@ async fn tell(participant: &Participant, counts: &Counts) -> std::convert::Infal
 
 struct Restore<'a, R> {
     kafka: &'a KafkaSettings,
-    group: &'a str,
+    scanners: Scanners,
     participant: &'a Participant,
     resource: &'a R,
     probe: &'a Arc<Probe>,
@@ -254,6 +256,8 @@ struct Restore<'a, R> {
     marks: Marks,
     logs: Vec<Log>,
     plan: Plan,
+    /// Where the prepares ended when this began.
+    prepares_end: BTreeMap<Shard, u64>,
     /// Up to where each log is read.
     decisions_to: BTreeMap<Shard, u64>,
     prepares_to: BTreeMap<Shard, u64>,
@@ -276,6 +280,12 @@ impl<R: Resource> Restore<'_, R> {
             let of_topic = logs.iter().filter(|log| log.topic == topic);
             of_topic.map(|log| (log.shard, log.own, log.reached())).collect()
         };
+        let of_prepares = of_topic(&self.logs, &self.names.prepares);
+        // Before the decisions are: so the decision that let one of an ordered key begin is among those that are read.
+        for &(shard, _, reached) in &of_prepares {
+            let (_, end) = range(self.probe, &self.names.prepares, shard, reached).await?;
+            self.prepares_end.insert(shard, end);
+        }
         let mut behind = BTreeMap::new();
         for (shard, own, reached) in of_topic(&self.logs, &self.names.decisions) {
             let (start, end) = range(self.probe, &self.names.decisions, shard, reached).await?;
@@ -299,18 +309,18 @@ impl<R: Resource> Restore<'_, R> {
             participant = %self.participant, decisions = self.counts.decisions.load(Ordering::Relaxed), noted_aborts, finished,
             faults, kept, "the decisions are read to their end; those kept are commits that may be missing"
         );
-        let mut last = BTreeMap::new();
         let mut below = BTreeMap::new();
-        for (shard, own, reached) in of_topic(&self.logs, &self.names.prepares) {
+        let mut last = Vec::new();
+        for (shard, own, reached) in of_prepares {
             if behind.contains_key(&shard) {
                 let votes = range(self.probe, &self.names.votes, shard, None).await?;
-                self.read_votes(shard, votes).await?;
+                last.extend(self.read_votes(shard, votes).await?);
                 let prepares = range(self.probe, &self.names.prepares, shard, reached).await?;
-                last.extend(self.read_prepares(shard, prepares).await?.map(|last| (shard, last)));
+                self.read_prepares(shard, prepares).await?;
                 below.insert(shard, own.unwrap_or(0));
             }
         }
-        self.fill_registers(last).await?;
+        self.vote(last).await?;
         self.look_for_prepares().await?;
         // Above that it has its row, if it was decided below our own position on the decisions.
         for shard in self.plan.shards_open(&below) {
@@ -397,18 +407,24 @@ impl<R: Resource> Restore<'_, R> {
         }
     }
 
-    /// Our own votes: of what the ledger does not know.
-    async fn read_votes(&mut self, shard: Shard, stretch: (u64, u64)) -> Result<(), ServiceError> {
+    /// Our own votes: of what the ledger does not know. Answers the last one of them.
+    async fn read_votes(&mut self, shard: Shard, stretch: (u64, u64)) -> Result<Option<Vote>, ServiceError> {
         let mut records = self.records(&self.names.votes, shard, stretch);
-        let mut perhaps = Vec::new();
+        let (mut perhaps, mut last) = (Vec::new(), None);
         self.votes_to.entry(shard).or_insert(stretch.0);
         while let Some(record) = records.recv().await {
             let record = record.map_err(unread)?;
             self.votes_to.insert(shard, record.offset + 1);
             let register = Register { log: self.letters.requests, shard, participant: self.participant };
             match register.read_vote(record.key.as_deref(), record.value.as_deref()) {
-                Ok(vote) if self.plan.may_be_open(&vote.txid) => perhaps.push((vote.txid, (vote.hash, vote.vote))),
-                Ok(_) => {}
+                Ok(vote) => {
+                    if self.plan.may_be_open(&vote.txid) {
+                        perhaps.push((vote.txid, (vote.hash, vote.vote)));
+                    }
+                    if vote.by == Voter::Participant {
+                        last = Some(vote);
+                    }
+                }
                 Err(NoVote::Newer { .. }) => {
                     return Err(ServiceError::Restore(unusable("vote", &record, "newer_version")));
                 }
@@ -420,7 +436,7 @@ impl<R: Resource> Restore<'_, R> {
             }
         }
         self.note_votes(perhaps).await;
-        Ok(())
+        Ok(last)
     }
 
     async fn note_votes(&mut self, perhaps: Vec<(Txid, (RequestHash, Ballot))>) {
@@ -429,10 +445,9 @@ impl<R: Resource> Restore<'_, R> {
         }
     }
 
-    /// Answers the last one of them.
-    async fn read_prepares(&mut self, shard: Shard, log: (u64, u64)) -> Result<Option<Arc<Prepare>>, ServiceError> {
+    async fn read_prepares(&mut self, shard: Shard, log: (u64, u64)) -> Result<(), ServiceError> {
         let mut records = self.records(&self.names.prepares, shard, log);
-        let (mut perhaps, mut last) = (Vec::new(), None);
+        let mut perhaps = Vec::new();
         self.prepares_to.entry(shard).or_insert(log.0);
         while let Some(record) = records.recv().await {
             let record = record.map_err(unread)?;
@@ -445,7 +460,6 @@ impl<R: Resource> Restore<'_, R> {
                     if self.plan.asked(&message, place) {
                         perhaps.push((message.txid, (message.hash, place)));
                     }
-                    last = Some(message);
                 }
                 Read::Passed | Read::Odd(_) => {}
                 Read::Stop(why) => {
@@ -458,12 +472,13 @@ impl<R: Resource> Restore<'_, R> {
             }
         }
         self.note_prepares(perhaps).await;
-        Ok(last)
+        Ok(())
     }
 
     async fn note_prepares(&mut self, perhaps: Vec<(Txid, (RequestHash, Place))>) {
         for (txid, (hash, place)) in self.unknown(perhaps).await {
-            self.plan.open_asked(txid, hash, place);
+            let end = self.prepares_end.get(&txid.shard).copied().unwrap_or_default();
+            self.plan.open_asked(txid, hash, place, end);
         }
     }
 
@@ -544,23 +559,9 @@ impl<R: Resource> Restore<'_, R> {
 
     // ---- our own registers -------------------------------------------------------------------------------------------
 
-    /// Says no for whoever has no vote yet, and reads our votes up to there: by then each register is full. Where there is nobody,
-    /// what was said of the last one is said again, to know where the votes end.
-    async fn fill_registers(&mut self, last: BTreeMap<Shard, Arc<Prepare>>) -> Result<(), ServiceError> {
-        let unvoted = self.plan.unvoted();
-        let shards: BTreeSet<Shard> = unvoted.iter().map(|(txid, _)| txid.shard).collect();
-        let again = last.iter().filter(|(shard, _)| !shards.contains(shard)).map(|(_, last)| (last.txid, last.hash));
-        let again: Vec<(Txid, RequestHash)> = again.collect();
-        let states = until_answered(|| self.resource.states(again.iter().map(|(txid, _)| *txid).collect())).await;
-        let said_yes = |txid: &Txid| match states.get(txid) {
-            Some(state) => matches!(state, State::InDoubt | State::Committed),
-            None => self.plan.has_promised(txid),
-        };
-        let noes = unvoted.iter().map(|(txid, hash)| self.vote(*txid, *hash, Ballot::No));
-        let repeats = again
-            .iter()
-            .map(|(txid, hash)| self.vote(*txid, *hash, if said_yes(txid) { Ballot::Yes } else { Ballot::No }));
-        let votes: Vec<Vote> = noes.chain(repeats).collect();
+    /// Appends votes, and reads all of ours up to them: by then every register that they are about is known. One that was full stays as
+    /// it was.
+    async fn vote(&mut self, votes: Vec<Vote>) -> Result<(), ServiceError> {
         for (shard, end) in self.append(votes).await? {
             loop {
                 let from = self.votes_to.get(&shard).copied().unwrap_or_default();
@@ -570,16 +571,23 @@ impl<R: Resource> Restore<'_, R> {
                 self.read_votes(shard, (from, end)).await?;
             }
         }
-        if !unvoted.is_empty() {
-            tracing::info!(participant = %self.participant, unvoted = unvoted.len(), "what was asked for and not voted on is refused");
-        }
         Ok(())
     }
 
-    fn vote(&self, txid: Txid, hash: RequestHash, vote: Ballot) -> Vote {
-        let code = (vote == Ballot::No).then(|| code::RESTORED.parse().expect("the code is valid"));
-        let (participant, by) = (self.participant.clone(), Voter::Participant);
-        Vote { txid, participant, vote, hash, by, code, duplicate_of: None, inquiry: false }
+    /// Says no to what was not voted on and cannot be prepared.
+    async fn refuse(&mut self, txids: Vec<Txid>) -> Result<(), ServiceError> {
+        tracing::info!(
+            participant = %self.participant, refused = txids.len(), txids = list(&txids),
+            "what was not voted on and cannot be prepared now is refused"
+        );
+        let no = |txid: Txid| {
+            let code = code::RESTORED.parse().expect("the code is valid");
+            let (participant, hash) = (self.participant.clone(), self.plan.hash(&txid)?);
+            let (vote, by) = (Ballot::No, Voter::Participant);
+            Some(Vote { txid, participant, vote, hash, by, code: Some(code), duplicate_of: None, inquiry: false })
+        };
+        let noes = txids.into_iter().filter_map(no).collect();
+        self.vote(noes).await
     }
 
     /// Appends votes until all of them stand in the log. Answers where each shard's votes end then.
@@ -626,9 +634,26 @@ impl<R: Resource> Restore<'_, R> {
 
     // ---- what is done about it ---------------------------------------------------------------------------------------
 
-    /// Commits, and then who said yes, round after round, until nothing is left or a round helps nobody.
+    /// All of them; and who has no vote last of all.
     async fn bring_through(&mut self) -> Result<Brought, ServiceError> {
         let mut brought = Brought::default();
+        loop {
+            let (commits, promises) = self.bring_decided_and_promised(&mut brought).await?;
+            let refused = self.prepare_all(self.plan.unvoted(), &mut brought).await?;
+            if refused.is_empty() {
+                self.tell_failed(commits, promises, &mut brought).await;
+                return Ok(brought);
+            }
+            // One of them may have a yes that nobody had seen.
+            self.refuse(refused.into_keys().collect::<BTreeSet<_>>().into_iter().collect()).await?;
+        }
+    }
+
+    /// Commits, and then who said yes, round after round, until nothing is left or a round helps nobody. Answers what failed, and why.
+    async fn bring_decided_and_promised(
+        &mut self,
+        brought: &mut Brought,
+    ) -> Result<(HashMap<Txid, Why>, HashMap<Txid, Why>), ServiceError> {
         let mut stuck: Option<(Instant, u32)> = None;
         let (mut commits, mut promises);
         loop {
@@ -636,12 +661,12 @@ impl<R: Resource> Restore<'_, R> {
             self.counts.round.store(brought.rounds, Ordering::Relaxed);
             let is_news = self.read_news().await?;
             let before = brought.count();
-            commits = self.redo_all(&mut brought).await?;
+            commits = self.redo_all(brought).await?;
             // Whatever can be committed is, before somebody takes its locks.
             if !commits.is_empty() && brought.count() > before {
                 continue;
             }
-            promises = self.prepare_all(&mut brought).await?;
+            promises = self.prepare_all(self.plan.to_prepare(), brought).await?;
             if commits.is_empty() && promises.is_empty() {
                 break;
             }
@@ -661,8 +686,7 @@ impl<R: Resource> Restore<'_, R> {
             stuck = Some((since, rounds));
             sleep(BETWEEN_ROUNDS).await;
         }
-        self.tell_failed(commits, promises, &mut brought).await;
-        Ok(brought)
+        Ok((commits, promises))
     }
 
     fn tell_waiting(&self, commits: &HashMap<Txid, Why>, promises: &HashMap<Txid, Why>) {
@@ -768,9 +792,8 @@ impl<R: Resource> Restore<'_, R> {
         redone
     }
 
-    /// Tries all that said yes once, in order. Answers those that are not prepared, and why.
-    async fn prepare_all(&mut self, brought: &mut Brought) -> Result<HashMap<Txid, Why>, ServiceError> {
-        let due = self.plan.to_prepare();
+    /// Tries all of these once, in order. Answers those that are not prepared, and why.
+    async fn prepare_all(&mut self, due: Vec<Due>, brought: &mut Brought) -> Result<HashMap<Txid, Why>, ServiceError> {
         let mut failed = HashMap::new();
         let mut rest = due.as_slice();
         while !rest.is_empty() {
@@ -819,9 +842,13 @@ impl<R: Resource> Restore<'_, R> {
     /// The records of a stretch, read by a thread of their own.
     fn records(&self, topic: &str, shard: Shard, stretch: (u64, u64)) -> mpsc::Receiver<Result<Record, ScanFailure>> {
         let (sender, records) = mpsc::channel(READ_AHEAD);
-        let (kafka, group, topic) = (self.kafka.clone(), self.group.to_string(), topic.to_string());
+        if stretch.0 >= stretch.1 {
+            return records;
+        }
+        let (scanners, topic) = (self.scanners.clone(), topic.to_string());
         spawn(move || {
-            if let Err(failure) = send(&kafka, &group, (&topic, shard.partition()), stretch, &sender) {
+            let sent = scanners.with(|scanner| send(scanner, (&topic, shard.partition()), stretch, &sender));
+            if let Err(failure) = sent {
                 // Nobody listens any more if the service was stopped meanwhile.
                 let _ = suture_topics::blocking::send(&sender, Err(failure));
             }
@@ -837,23 +864,21 @@ impl<R: Resource> Restore<'_, R> {
                 places.entry(due.txid.shard).or_default().insert(place.offset, due.txid);
             }
         }
-        let (kafka, group) = (self.kafka.clone(), self.group.to_string());
-        let (topic, requests) = (self.names.prepares.clone(), self.letters.requests);
+        let (topic, requests, scanners) = (self.names.prepares.clone(), self.letters.requests, self.scanners.clone());
         let loaded = suture_topics::failure::until_answered(move || {
-            let mut scanner = Scanner::start(&kafka, &group)?;
             let mut prepares = HashMap::new();
             for (shard, places) in &places {
                 let (from, to) = (places.keys().min(), places.keys().max().map(|last| last + 1));
                 let stretch = (from.copied().unwrap_or_default(), to.unwrap_or_default());
-                let scanned = scanner.scan((&topic, shard.partition()), stretch, |record| {
+                let take = |record: Record| {
                     if let Some(txid) = places.get(&record.offset)
                         && let Read::Ours(prepare) = read_prepare(&record, requests)
                     {
                         prepares.insert(*txid, prepare);
                     }
                     ControlFlow::Continue(())
-                });
-                match scanned {
+                };
+                match scanners.with(|scanner| scanner.scan((&topic, shard.partition()), stretch, take)) {
                     Ok(()) => {}
                     Err(ScanFailure::Kafka(failure)) => return Err(failure),
                     Err(trimmed @ ScanFailure::OutOfRange(_)) => return Err(KafkaFailure::Fatal(trimmed.to_string())),
@@ -932,13 +957,11 @@ const TOLD_ONE_BY_ONE: usize = 100;
 /// Reads on where Kafka did not answer, until somebody stops listening; and where a leader shows less than is there. (Only a
 /// foreign transaction leaves a log without its last record.)
 fn send(
-    kafka: &KafkaSettings,
-    group: &str,
+    scanner: &mut Scanner,
     log: (&str, i32),
     (from, to): (u64, u64),
     records: &mpsc::Sender<Result<Record, ScanFailure>>,
 ) -> Result<(), ScanFailure> {
-    let mut scanner = Scanner::start(kafka, group)?;
     let (mut next, mut looks) = (from, 0);
     loop {
         let scanned = scanner.scan(log, (next, to), |record| {
@@ -958,6 +981,25 @@ fn send(
             }
             scanned => return scanned,
         }
+    }
+}
+
+/// One client that reads, for one stretch after the other: to start one takes longer than what is mostly read.
+#[derive(Clone)]
+struct Scanners {
+    kafka: KafkaSettings,
+    group: String,
+    idle: Arc<Mutex<Option<Scanner>>>,
+}
+
+impl Scanners {
+    fn with<T>(&self, read: impl FnOnce(&mut Scanner) -> Result<T, ScanFailure>) -> Result<T, ScanFailure> {
+        let idle = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting = idle().take();
+        let mut scanner = waiting.map_or_else(|| Scanner::start(&self.kafka, &self.group), Ok)?;
+        let answer = read(&mut scanner);
+        *idle() = Some(scanner);
+        answer
     }
 }
 

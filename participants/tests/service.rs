@@ -984,21 +984,29 @@ async fn who_said_no_does_not_take_the_place_of_who_said_yes() {
     running.stop().await;
 }
 
-/// A vote of before may land at any time; so what was not voted on is refused before anything else is.
+/// A vote of before may land at any time; so what was not voted on is prepared, or its register filled.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_is_brought_back_leaves_no_register_empty() {
     let mut world = World::new();
     drop(world.resource().await);
-    let unvoted = world.prepare(0, 0, "a");
+    let (unvoted, taken) = (world.prepare(0, 0, "a"), world.prepare(0, 1, "taken"));
     world.ask(&unvoted);
-    world.until_appended(PREPARES, 0, 1).await;
+    world.ask(&taken);
+    world.until_appended(PREPARES, 0, 2).await;
     world.until_closed().await;
-    assert_eq!(world.number("insert into suture_meta values ('restoring', 'by hand') returning 1"), 1);
+    for change in [
+        "insert into suture_meta values ('restoring', 'by hand') returning 1",
+        "insert into item (id, done, txid) values ('taken', 1, 'nobody') returning 1",
+    ] {
+        assert_eq!(world.number(change), 1);
+    }
     let running = world.start().await;
-    assert_eq!(world.ballot(&unvoted).await, no("restored"));
-    world.decide(&unvoted, Verdict::Abort);
-    world.until_acknowledged(DECISIONS, 0, 1).await;
-    assert_eq!(world.number("select count(*) from item"), 0);
+    assert_eq!(world.ballot(&taken).await, no("restored"));
+    assert_eq!(world.ballot(&unvoted).await, YES);
+    world.decide(&unvoted, Verdict::Commit);
+    world.decide(&taken, Verdict::Abort);
+    world.until_acknowledged(DECISIONS, 0, 2).await;
+    assert_eq!(world.number("select count(*) from item where done"), 2);
     running.stop().await;
 }
 

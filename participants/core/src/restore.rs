@@ -18,7 +18,8 @@
 //! | none | a row | anything | anything | known |
 //! | none | nothing | in the log | yes | prepared again |
 //! | none | nothing | in the log | no | left to the service |
-//! | none | nothing | in the log | none | voted no |
+//! | none | nothing | there when it began | none | tried |
+//! | none | nothing | came since | none | left to the service |
 //! | none | nothing | not found | anything | left to the service |
 //!
 //! - What is decided as always is so while the decisions are read, and needs no memory. What is done again is kept ([`Plan`]):
@@ -29,14 +30,16 @@
 //!   doubt when the backup was made, and the backup does not hold branches in doubt (a dump never does). Above it the service will
 //!   ask for him once more, but his commit may come first, and the service reads decisions first.
 //! - **Who said no is left alone**: prepared, he might hold what another one needs who said yes.
-//! - **Nobody may say yes later.** A vote that was on its way when the database went back may land at any time. So whoever has no vote
-//!   gets a no ([`Plan::unvoted`]), and the first record that then stands in his register counts, as it does for everyone. That no also
-//!   shows that his shard's votes are read to their end: an end that a leader shows may be an old one.
+//! - **Nobody says yes unnoticed.** A vote that was on its way when the database went back may land at any time. So whoever was asked for
+//!   and has no vote yet is tried after all others ([`Plan::unvoted`]): prepared, or else voted no; and the first record that then stands in his
+//!   register counts, as it does for everyone. He may be prepared too early, which is harmless: he is the last that was asked for of his
+//!   order key, for the next one is asked for when he is decided.
 //! - A copy of a decision may come long after its row was purged: what lies below the mark is known as well.
 //!
 //! Left out: what the ledger has. Whoever carries the plan out asks the database, in batches.
 
 use std::cmp::Reverse;
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet};
 
 use suture_contract::ids::{RequestHash, Shard, Txid};
@@ -77,7 +80,8 @@ pub enum Has {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs)]
 pub enum Asked {
-    InLog,
+    Before,
+    Since,
     NotFound,
 }
 
@@ -94,8 +98,8 @@ pub enum Course {
     Lost,
     /// Prepare it.
     Prepare,
-    /// Fill its register with a no, if it is empty still.
-    VoteNo,
+    /// Prepare it, or else fill its register with a no.
+    Try,
     /// It comes by itself, if it comes.
     Leave,
 }
@@ -105,13 +109,12 @@ pub fn course(decision: Option<Verdict>, has: Has, asked: Asked, said: Option<Ba
     match (decision, has, asked, said) {
         (Some(Verdict::Abort), _, _, _) | (Some(Verdict::Commit), Has::InDoubt, _, _) => Course::Decide,
         (Some(Verdict::Commit) | None, Has::Row, _, _) | (None, Has::InDoubt, _, _) => Course::Known,
-        (Some(Verdict::Commit), Has::Nothing, Asked::InLog, _) => Course::Redo,
+        (Some(Verdict::Commit), Has::Nothing, Asked::Before | Asked::Since, _) => Course::Redo,
         (Some(Verdict::Commit), Has::Nothing, Asked::NotFound, _) => Course::Lost,
-        (None, Has::Nothing, Asked::InLog, Some(Ballot::Yes)) => Course::Prepare,
-        (None, Has::Nothing, Asked::InLog, None) => Course::VoteNo,
-        (None, Has::Nothing, Asked::InLog, Some(Ballot::No)) | (None, Has::Nothing, Asked::NotFound, _) => {
-            Course::Leave
-        }
+        (None, Has::Nothing, Asked::Before | Asked::Since, Some(Ballot::Yes)) => Course::Prepare,
+        (None, Has::Nothing, Asked::Before | Asked::Since, Some(Ballot::No)) => Course::Leave,
+        (None, Has::Nothing, Asked::Before, None) => Course::Try,
+        (None, Has::Nothing, Asked::Since, None) | (None, Has::Nothing, Asked::NotFound, _) => Course::Leave,
     }
 }
 
@@ -152,8 +155,8 @@ struct Commit {
 
 #[derive(Debug, Default)]
 struct Open {
-    /// What its prepare is about, and where that is.
-    asked: Option<(RequestHash, Place)>,
+    /// What its prepare is about, where that is, and since when.
+    asked: Option<(RequestHash, Place, Asked)>,
     /// The first vote about each.
     said: Vec<(RequestHash, Ballot)>,
 }
@@ -165,10 +168,14 @@ impl Open {
 
     fn course(&self) -> Course {
         let (asked, said) = match &self.asked {
-            Some((hash, _)) => (Asked::InLog, self.said(hash)),
+            Some((hash, _, asked)) => (*asked, self.said(hash)),
             None => (Asked::NotFound, None),
         };
         course(None, Has::Nothing, asked, said)
+    }
+
+    fn due(&self, txid: Txid) -> Due {
+        Due { txid, place: self.asked.map(|(_, place, _)| place) }
     }
 
     fn promised(&self) -> bool {
@@ -188,12 +195,14 @@ impl Plan {
         let open = self.open.remove(&txid);
         let has = if self.in_doubt.contains(&txid) { Has::InDoubt } else { Has::Nothing };
         // Whether there is a row is asked later, of many at once; where the prepare is, the other log tells.
-        if course(Some(decision.outcome), has, Asked::InLog, None) == Course::Decide {
+        if course(Some(decision.outcome), has, Asked::Before, None) == Course::Decide {
             return true;
         }
-        let asked = open.and_then(|open| open.asked).filter(|(hash, _)| *hash == decision.hash);
-        let place = asked.map(|(_, place)| place);
-        if self.prepares.insert(txid, (decision.hash, place)).is_none() {
+        let asked = open.and_then(|open| open.asked).filter(|(hash, ..)| *hash == decision.hash);
+        let place = asked.map(|(_, place, _)| place);
+        // A copy says nothing new, and not where the prepare is.
+        if let Entry::Vacant(new) = self.prepares.entry(txid) {
+            new.insert((decision.hash, place));
             self.commits.entry(txid.shard).or_default().push(Commit { txid, time_ms });
         }
         false
@@ -215,9 +224,11 @@ impl Plan {
         !self.prepares.contains_key(txid) && !self.in_doubt.contains(txid)
     }
 
-    /// It was asked for, and the ledger has nothing of it. Of copies the first one counts.
-    pub fn open_asked(&mut self, txid: Txid, hash: RequestHash, place: Place) {
-        self.open.entry(txid).or_default().asked.get_or_insert((hash, place));
+    /// It was asked for, and the ledger has nothing of it. Of copies the first one counts. `end` is where the prepares ended when bringing
+    /// back began.
+    pub fn open_asked(&mut self, txid: Txid, hash: RequestHash, place: Place, end: u64) {
+        let asked = if place.offset < end { Asked::Before } else { Asked::Since };
+        self.open.entry(txid).or_default().asked.get_or_insert((hash, place, asked));
     }
 
     /// It was voted on, and the ledger has nothing of it. In the order of the log.
@@ -226,11 +237,6 @@ impl Plan {
         if open.said(&hash).is_none() {
             open.said.push((hash, ballot));
         }
-    }
-
-    /// Whether it has a yes of ours, as far as is known here: a commit shows that too.
-    pub fn has_promised(&self, txid: &Txid) -> bool {
-        self.prepares.contains_key(txid) || self.open.get(txid).is_some_and(Open::promised)
     }
 
     /// It was decided before the own position: whatever the ledger says about it stands.
@@ -247,17 +253,22 @@ impl Plan {
     /// above it was decided above it, or has its row.
     pub fn shards_open(&self, below: &BTreeMap<Shard, u64>) -> BTreeSet<Shard> {
         let is_below = |(txid, open): (&Txid, &Open)| {
-            let is_above =
-                |(_, place): (RequestHash, Place)| below.get(&txid.shard).is_some_and(|own| place.offset >= *own);
+            let is_above = |(_, place, _): (RequestHash, Place, Asked)| {
+                below.get(&txid.shard).is_some_and(|own| place.offset >= *own)
+            };
             (!open.asked.is_some_and(is_above)).then_some(txid.shard)
         };
         self.open.iter().filter_map(is_below).collect()
     }
 
-    /// Those that were asked for and have no vote, and what about.
-    pub fn unvoted(&self) -> Vec<(Txid, RequestHash)> {
-        let unvoted = self.open.iter().filter(|(_, open)| open.course() == Course::VoteNo);
-        unvoted.filter_map(|(txid, open)| Some((*txid, open.asked?.0))).collect()
+    /// Those that are to be tried, in the order of the log.
+    pub fn unvoted(&self) -> Vec<Due> {
+        self.due(Course::Try)
+    }
+
+    /// What an open one was asked for.
+    pub fn hash(&self, txid: &Txid) -> Option<RequestHash> {
+        self.open.get(txid)?.asked.map(|(hash, ..)| hash)
     }
 
     /// Commits, and those that have a yes, whose prepares were not met: they may stand behind an old end.
@@ -269,9 +280,12 @@ impl Plan {
 
     /// What is to be prepared, in the order of the log.
     pub fn to_prepare(&self) -> Vec<Due> {
-        let promised = self.open.iter().filter(|(_, open)| open.course() == Course::Prepare);
-        let due = |(txid, open): (&Txid, &Open)| Due { txid: *txid, place: open.asked.map(|(_, place)| place) };
-        let mut due: Vec<Due> = promised.map(due).collect();
+        self.due(Course::Prepare)
+    }
+
+    fn due(&self, course: Course) -> Vec<Due> {
+        let due = self.open.iter().filter(|(_, open)| open.course() == course);
+        let mut due: Vec<Due> = due.map(|(txid, open)| open.due(*txid)).collect();
         due.sort_by_key(|due| (due.txid.shard, due.place.map(|place| place.offset)));
         due
     }
@@ -389,8 +403,10 @@ mod tests {
                 other => panic!("{other}"),
             };
             let asked = match asked.as_str() {
-                "anything" => vec![Asked::InLog, Asked::NotFound],
-                "in the log" => vec![Asked::InLog],
+                "anything" => vec![Asked::Before, Asked::Since, Asked::NotFound],
+                "in the log" => vec![Asked::Before, Asked::Since],
+                "there when it began" => vec![Asked::Before],
+                "came since" => vec![Asked::Since],
                 "not found" => vec![Asked::NotFound],
                 other => panic!("{other}"),
             };
@@ -407,7 +423,7 @@ mod tests {
                 "done again" => Course::Redo,
                 "lost" => Course::Lost,
                 "prepared again" => Course::Prepare,
-                "voted no" => Course::VoteNo,
+                "tried" => Course::Try,
                 "left to the service" => Course::Leave,
                 other => panic!("{other}"),
             };
@@ -420,7 +436,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(seen, 54, "every case once");
+        assert_eq!(seen, 81, "every case once");
     }
 
     fn txid(shard: u16, offset: u64) -> Txid {
@@ -466,12 +482,9 @@ mod tests {
         assert_eq!(plan.to_redo()[0].place, None, "another hash is about something else");
         assert!(!plan.asked(&prepare(txid(0, 3), 'a'), at(8)));
         assert!(!plan.asked(&prepare(txid(0, 3), 'a'), at(9)));
+        assert!(!plan.decided(&decision(txid(0, 3), Verdict::Commit), 5), "one more copy");
         assert_eq!(plan.to_redo()[0].place, Some(at(8)), "the first of its copies");
         assert!(!plan.decided(&decision(txid(0, 5), Verdict::Commit), 5));
-        assert!(
-            plan.has_promised(&txid(0, 5)) && !plan.has_promised(&txid(0, 6)),
-            "nothing is committed without a yes"
-        );
         assert_eq!(plan.kept(), 2);
         plan.redone(&HashSet::from([txid(0, 3)]));
         assert_eq!((plan.kept(), plan.to_redo()), (1, vec![Due { txid: txid(0, 5), place: None }]));
@@ -492,11 +505,13 @@ mod tests {
         assert!(!plan.may_be_open(&txid(0, 1)) && !plan.may_be_open(&txid(0, 2)));
         assert!(plan.asked(&prepare(txid(0, 3), 'a'), at(9)));
         assert!(plan.to_prepare().is_empty() && plan.unvoted().is_empty(), "nobody has looked into the ledger");
-        for (shard, offset, place) in [(0, 3, 9), (0, 4, 7), (1, 5, 0), (1, 6, 8), (0, 7, 8)] {
-            plan.open_asked(txid(shard, offset), hash('a'), at(place));
+        for (shard, offset, place) in [(0, 3, 9), (0, 4, 7), (1, 5, 0), (1, 6, 8), (0, 7, 8), (0, 8, 11)] {
+            plan.open_asked(txid(shard, offset), hash('a'), at(place), 11);
         }
-        plan.open_asked(txid(0, 3), hash('a'), at(10));
-        assert_eq!(plan.unvoted().len(), 5);
+        plan.open_asked(txid(0, 3), hash('a'), at(12), 11);
+        let tried = [txid(0, 4), txid(0, 7), txid(0, 3), txid(1, 5), txid(1, 6)];
+        assert_eq!(txids(&plan.unvoted()), tried, "in the order of the log; nobody can have voted on what came since");
+        assert_eq!((plan.hash(&txid(0, 8)), plan.hash(&txid(0, 2))), (Some(hash('a')), None));
         plan.open_voted(txid(0, 3), hash('a'), Ballot::Yes);
         plan.open_voted(txid(0, 3), hash('a'), Ballot::No);
         plan.open_voted(txid(0, 4), hash('a'), Ballot::Yes);
@@ -505,12 +520,7 @@ mod tests {
         plan.open_voted(txid(1, 6), hash('b'), Ballot::Yes);
         assert_eq!(txids(&plan.to_prepare()), [txid(0, 4), txid(0, 3)], "by the first vote, in the order of the log");
         assert_eq!(plan.to_prepare()[1].place, Some(at(9)), "the first of its copies");
-        assert_eq!(
-            plan.unvoted(),
-            [(txid(0, 7), hash('a')), (txid(1, 6), hash('a'))],
-            "that yes was about something else"
-        );
-        assert!(plan.has_promised(&txid(0, 3)) && !plan.has_promised(&txid(1, 5)));
+        assert_eq!(txids(&plan.unvoted()), [txid(0, 7), txid(1, 6)], "that yes was about something else");
         plan.open_voted(txid(0, 7), hash('a'), Ballot::Yes);
         plan.open_voted(txid(1, 6), hash('a'), Ballot::No);
         assert_eq!(txids(&plan.to_prepare()), [txid(0, 4), txid(0, 7), txid(0, 3)]);
@@ -537,7 +547,7 @@ mod tests {
         assert!(!plan.asked(&prepare(txid(0, 5), 'a'), at(4)));
         assert_eq!(plan.not_found(), [txid(0, 3)]);
         assert!(plan.to_prepare().is_empty() && plan.unvoted().is_empty());
-        plan.open_asked(txid(0, 3), hash('a'), at(5));
+        plan.open_asked(txid(0, 3), hash('a'), at(5), 5);
         assert!(plan.not_found().is_empty());
         assert_eq!(txids(&plan.to_prepare()), [txid(0, 3)]);
     }
@@ -545,8 +555,8 @@ mod tests {
     #[test]
     fn what_was_decided_before_the_own_position_is_not_open() {
         let mut plan = Plan::default();
-        plan.open_asked(txid(0, 4), hash('a'), at(8));
-        plan.open_asked(txid(1, 5), hash('a'), at(7));
+        plan.open_asked(txid(0, 4), hash('a'), at(8), 9);
+        plan.open_asked(txid(1, 5), hash('a'), at(7), 9);
         plan.open_voted(txid(2, 6), hash('a'), Ballot::Yes);
         let below = |offset| BTreeMap::from([(Shard(0), offset), (Shard(1), offset), (Shard(2), offset)]);
         assert_eq!(plan.shards_open(&below(9)), BTreeSet::from([Shard(0), Shard(1), Shard(2)]));
@@ -555,7 +565,7 @@ mod tests {
         plan.was_decided(&txid(2, 6));
         plan.was_decided(&txid(1, 5));
         assert!(plan.not_found().is_empty());
-        assert_eq!(plan.unvoted(), [(txid(0, 4), hash('a'))]);
+        assert_eq!(txids(&plan.unvoted()), [txid(0, 4)]);
     }
 
     #[test]

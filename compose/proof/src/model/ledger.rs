@@ -216,14 +216,15 @@ impl Ledger {
     }
 
     /// The backup is put back and what is missing is brought back. By request: what the decision log says from the backup's
-    /// position on, whether the prepare stands in the log, and what stands in the own register. Answers whose registers are filled with
-    /// a no too. `None`: something cannot be.
+    /// position on, whether the prepare stood in the log then, and what stands in the own register. `refused`: what is refused of what
+    /// has no vote, a mask of requests; answers what was. `None`: something cannot be.
     pub fn restore(
         &self,
         alphabet: &Alphabet,
         decided: &[Option<Verdict>; REQUESTS],
         is_asked: &[bool; REQUESTS],
         said: &[Option<Ballot>; REQUESTS],
+        refused: u8,
     ) -> Option<(Self, Vec<usize>)> {
         let mut ledger = Self { now: self.backup?, restored: true, backup: None, ..*self };
         let mut noes = Vec::new();
@@ -234,17 +235,17 @@ impl Ledger {
                 Kept::InDoubt => Has::InDoubt,
                 _ => Has::Row,
             };
-            match course(decided[request], has, Found::InLog, said[request]) {
+            match course(decided[request], has, Found::Before, said[request]) {
                 Course::Decide => {
                     let verdict = decided[request]?;
                     ledger = ledger.decide(alphabet, request, verdict).ok()?;
                 }
                 Course::Redo => ledger.now.rows[request] = Kept::Committed,
-                Course::Prepare => ledger.now.rows[request] = Kept::InDoubt,
-                Course::VoteNo => {
+                Course::Try if refused & (1 << request) != 0 => {
                     ledger.said_no |= 1 << request;
                     noes.push(request);
                 }
+                Course::Prepare | Course::Try => ledger.now.rows[request] = Kept::InDoubt,
                 Course::Known | Course::Leave => {}
                 Course::Lost => return None,
             }

@@ -320,15 +320,22 @@ impl World {
                         is_asked[usize::from(request)] = false;
                     }
                 }
-                let Some((restored, noes)) = ledger.restore(alphabet, &decided, &is_asked, &said) else {
-                    return Err(Broken::of(Property::Restore, format!("something is LOST at {participant}")));
-                };
-                let mut world = *self;
-                world.ledgers[participant] = restored;
-                for request in noes {
-                    world.logs.votes[participant].push(Cast::No(request as u8).to_byte());
+                for refused in 0..1 << alphabet.asked.len() {
+                    let restored = ledger.restore(alphabet, &decided, &is_asked, &said, refused);
+                    let Some((restored, noes)) = restored else {
+                        return Err(Broken::of(Property::Restore, format!("something is LOST at {participant}")));
+                    };
+                    let was_refused = noes.iter().fold(0, |was, request| was | 1 << request);
+                    if was_refused != refused {
+                        continue;
+                    }
+                    let mut world = *self;
+                    world.ledgers[participant] = restored;
+                    for request in noes {
+                        world.logs.votes[participant].push(Cast::No(request as u8).to_byte());
+                    }
+                    add(Action::Restore { participant }, world);
                 }
-                add(Action::Restore { participant }, world);
             }
         }
         Ok(())
