@@ -370,7 +370,7 @@ impl Plan {
         for _ in 0..1 + draw.below(2) {
             let at = draw.ms(0, length);
             let after = draw.ms(0, length - at.as_millis() as u64);
-            let is_unsaid = draw.below(2) == 0;
+            let is_unsaid = draw.below(5) < 3;
             // What it acknowledged last has to be there if nobody says anything.
             let takes = draw.ms(if is_unsaid { 6_500 } else { 500 }, 12_000);
             let (seat, is_dump) = (draw.index(self.participants.len()), draw.below(2) == 0);
