@@ -76,7 +76,7 @@ pub const FULL: &[Run] = &[
         Some(67_403_678),
     ),
     (cleaned(two("two requests, cleaned up, larger"), Retention::Finished), Some(52_919_833)),
-    (Bounds { restore: true, ..two("two requests, restored") }, Some(20_175_889)),
+    (Bounds { restore: true, ..two("two requests, restored") }, Some(25_115_060)),
     (Bounds { decisions: 3, ..two("two requests, larger") }, Some(4_093_944)),
     (Bounds { asked: THREE, ..one("three requests, larger") }, Some(46_281_466)),
 ];
