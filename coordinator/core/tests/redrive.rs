@@ -79,6 +79,16 @@ fn due(redrive: &mut Redrive, now: u64) -> Vec<(Txid, u32, String)> {
 }
 
 #[test]
+fn no_more_is_due_at_once_than_may_be() {
+    let mut redrive = Redrive::new(0, 0);
+    for (at, key) in ["surgery:1:finished", "surgery:2:finished", "surgery:3:finished"].into_iter().enumerate() {
+        redrive.hear(&rules(), at as u64, Some(&outcome(100 + at as u64, key, 1, "busy")), Duration::ZERO);
+    }
+    let mut due = |most| redrive.due(ms(100), most).len();
+    assert_eq!([due(2), due(2), due(2)], [2, 1, 0]);
+}
+
+#[test]
 fn an_outcome_says_one_of_four_things() {
     for (noes, word) in [
         ("commit", Word::TookEffect),
